@@ -1,0 +1,150 @@
+//! [`CaseMemory`]: the bytes of a case's objects in one memfd, which an engine maps wherever the case
+//! wants them, so that all aliases are the same memory and the host always sees it.
+//!
+//! Objects lie one behind the other from offset 0, so cases of one shape have one layout, and an
+//! engine that keeps its mappings from case to case has nothing to change. The guest of a run that
+//! is under way writes to this memory from elsewhere; all methods are to be called between runs.
+#![allow(unsafe_code, reason = "maps a memfd that guests write to from outside Rust's view")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+
+use memmap2::{MmapOptions, MmapRaw};
+
+use crate::case::{Case, MapModel, ObjectId, PageChange};
+use crate::guest::{GuestAddress, PAGE_SIZE};
+
+/// Bytes in the memfd: the most that the objects of a valid case have. Pages cost nothing until used.
+pub(crate) const CAPACITY: u64 = 64 << 20;
+
+/// See the file's head.
+#[derive(Debug)]
+pub(crate) struct CaseMemory {
+    file: File,
+    map: MmapRaw,
+    /// Where each object of the loaded case begins.
+    offsets: Vec<u64>,
+}
+
+impl CaseMemory {
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: a NUL-terminated name and no pointers kept.
+        let fd = unsafe { libc::memfd_create(c"tregion-case".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` was just made and nothing else owns it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(CAPACITY)?;
+        let map = MmapOptions::new().len(CAPACITY as usize).map_raw(&file)?;
+        Ok(Self { file, map, offsets: Vec::new() })
+    }
+
+    /// The memfd's number.
+    pub(crate) fn fd(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+
+    /// Where the host sees offset 0 of the memfd.
+    pub(crate) fn host_base(&self) -> *mut u8 {
+        self.map.as_mut_ptr()
+    }
+
+    /// Puts the objects of `case` in place with their contents at the start.
+    pub(crate) fn load(&mut self, case: &Case) {
+        self.offsets.clear();
+        let mut next = 0;
+        for object in &case.objects {
+            self.offsets.push(next);
+            self.bytes_mut(next, object.contents.len()).copy_from_slice(&object.contents);
+            next += object.contents.len() as u64;
+        }
+    }
+
+    /// Where `offset` of an object of the loaded case lies in the memfd.
+    pub(crate) fn position(&self, object: ObjectId, offset: u64) -> u64 {
+        self.offsets[object.0] + offset
+    }
+
+    /// Writes bytes at a guest address; all of them are mapped in `map`.
+    pub(crate) fn write(&mut self, map: &MapModel, address: GuestAddress, bytes: &[u8]) {
+        for (run, position) in self.runs(map, address, bytes.len()) {
+            let length = run.len();
+            self.bytes_mut(position, length).copy_from_slice(&bytes[run]);
+        }
+    }
+
+    /// Reads up to `length` bytes at a guest address, fewer where what is mapped ends before.
+    pub(crate) fn read(&self, map: &MapModel, address: GuestAddress, length: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(length);
+        for (run, position) in self.runs(map, address, length) {
+            bytes.extend_from_slice(self.bytes(position, run.len()));
+        }
+        bytes
+    }
+
+    /// The pages of the loaded `case` that are not as they were at its start.
+    pub(crate) fn changes(&self, case: &Case) -> Vec<PageChange> {
+        let page_size = PAGE_SIZE as usize;
+        let mut changes = Vec::new();
+        for (index, object) in case.objects.iter().enumerate() {
+            let now = self.bytes(self.offsets[index], object.contents.len());
+            if now == object.contents {
+                continue;
+            }
+            let pages = now.chunks(page_size).zip(object.contents.chunks(page_size)).enumerate();
+            changes.extend(pages.filter(|(_, (now, before))| now != before).map(
+                |(page, (now, _))| PageChange {
+                    object: ObjectId(index),
+                    page,
+                    contents: now.to_vec(),
+                },
+            ));
+        }
+        changes
+    }
+
+    /// All bytes of one object of the loaded case as they are now.
+    pub(crate) fn object_bytes(&self, case: &Case, object: ObjectId) -> &[u8] {
+        self.bytes(self.offsets[object.0], case.objects[object.0].contents.len())
+    }
+
+    /// The parts of `address .. address + length` that lie in one mapping each, up to the first hole:
+    /// their place in the range and their position in the memfd.
+    fn runs(
+        &self,
+        map: &MapModel,
+        address: GuestAddress,
+        length: usize,
+    ) -> Vec<(std::ops::Range<usize>, u64)> {
+        let mut runs = Vec::new();
+        let mut done = 0;
+        while done < length {
+            let Some(next) = address.0.checked_add(done as u64).map(GuestAddress) else { break };
+            let Some(mapping) = map.find(next) else { break };
+            let room = mapping.range.last().0 - next.0;
+            let size =
+                (length - done).min(usize::try_from(room).unwrap_or(usize::MAX).saturating_add(1));
+            let offset = mapping.offset + (next.0 - mapping.range.start().0);
+            runs.push((done..done + size, self.position(mapping.object, offset)));
+            done += size;
+        }
+        runs
+    }
+
+    fn bytes(&self, position: u64, length: usize) -> &[u8] {
+        assert!(position + length as u64 <= CAPACITY, "a valid case fits into its memory");
+        // SAFETY: in bounds as just asserted; no guest runs while the slice lives, since every
+        // engine borrows its memory only between runs.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(position as usize), length) }
+    }
+
+    fn bytes_mut(&mut self, position: u64, length: usize) -> &mut [u8] {
+        assert!(position + length as u64 <= CAPACITY, "a valid case fits into its memory");
+        // SAFETY: as in `bytes`, and `self` is borrowed exclusively.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.map.as_mut_ptr().add(position as usize), length)
+        }
+    }
+}

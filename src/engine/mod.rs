@@ -1,0 +1,44 @@
+//! [`Engine`]: whatever can run a [`Case`] and say all that a guest could see of it.
+//!
+//! An engine knows no other engine, no generator and no verdict. What it cannot do is
+//! [`Unsupported`], a value that campaigns count and show; what it lost in the middle of a case is an
+//! [`Outcome`] with [`crate::case::Stop::Lost`].
+
+mod capabilities;
+mod case_memory;
+
+pub use capabilities::{Capabilities, Visible};
+
+use crate::case::{Case, Outcome};
+
+/// A case that an engine cannot run, and why. Not an error: a fact to be counted.
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, thiserror::Error, serde::Serialize, serde::Deserialize,
+)]
+#[error("not supported: {what}")]
+pub struct Unsupported {
+    /// What the engine lacks, in a few words that are the same for each such case.
+    pub what: String,
+}
+
+impl Unsupported {
+    /// The engine lacks `what`.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into() }
+    }
+}
+
+/// Runs cases, one after the other, none of which sees anything of those before it.
+pub trait Engine {
+    /// The name it has on the command line and in verdicts.
+    fn name(&self) -> &str;
+
+    /// Which version of what it is, for reports.
+    fn version(&self) -> String;
+
+    /// What it can do and what of a state it can show.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Runs a valid `case` to its end. The same case has the same outcome each time.
+    fn run(&mut self, case: &Case) -> Result<Outcome, Unsupported>;
+}

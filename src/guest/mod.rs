@@ -1,0 +1,15 @@
+//! The guest's vocabulary: addresses, pages, permissions and the architectural state of one x86-64
+//! processor as user code sees it. Pure data: no system calls, no atomics, no engine.
+
+mod address;
+mod flags;
+mod permissions;
+mod state;
+
+pub use address::{GuestAddress, GuestRange, PAGE_SIZE, RangeError};
+pub use flags::{Flag, RFLAGS_ALWAYS_ONE, RFLAGS_DEFAULT, RFLAGS_USER};
+pub use permissions::Permissions;
+pub use state::{
+    F80, GPR_NAMES, MXCSR_DEFAULT, OPMASK_COUNT, PKRU_DEFAULT, SELECTOR_NAMES, Selectors, State,
+    VECTOR_COUNT, Vector, X87, X87_CONTROL_DEFAULT,
+};

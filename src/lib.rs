@@ -1,0 +1,6 @@
+//! tregion: a correctness oracle for x86-64 engines, judged by the processor itself.
+
+pub mod case;
+pub mod engine;
+pub mod generate;
+pub mod guest;
