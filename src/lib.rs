@@ -4,3 +4,4 @@ pub mod case;
 pub mod engine;
 pub mod generate;
 pub mod guest;
+pub mod os;

@@ -6,14 +6,13 @@
 //! is under way writes to this memory from elsewhere; all methods are to be called between runs.
 #![allow(unsafe_code, reason = "maps a memfd that guests write to from outside Rust's view")]
 
+use memmap2::{MmapOptions, MmapRaw};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
-
-use memmap2::{MmapOptions, MmapRaw};
 
 use crate::case::{Case, MapModel, ObjectId, PageChange};
 use crate::guest::{GuestAddress, PAGE_SIZE};
+use crate::os::memfd;
 
 /// Bytes in the memfd: the most that the objects of a valid case have. Pages cost nothing until used.
 pub(crate) const CAPACITY: u64 = 64 << 20;
@@ -29,21 +28,15 @@ pub(crate) struct CaseMemory {
 
 impl CaseMemory {
     pub(crate) fn new() -> io::Result<Self> {
-        // SAFETY: a NUL-terminated name and no pointers kept.
-        let fd = unsafe { libc::memfd_create(c"tregion-case".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: `fd` was just made and nothing else owns it.
-        let file = unsafe { File::from_raw_fd(fd) };
+        let file = memfd("tregion-case")?;
         file.set_len(CAPACITY)?;
         let map = MmapOptions::new().len(CAPACITY as usize).map_raw(&file)?;
         Ok(Self { file, map, offsets: Vec::new() })
     }
 
-    /// The memfd's number.
-    pub(crate) fn fd(&self) -> i32 {
-        self.file.as_raw_fd()
+    /// The memfd, to be mapped elsewhere.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     /// Where the host sees offset 0 of the memfd.

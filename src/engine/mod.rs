@@ -6,6 +6,7 @@
 
 mod capabilities;
 mod case_memory;
+pub mod silicon;
 
 pub use capabilities::{Capabilities, Visible};
 

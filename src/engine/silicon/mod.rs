@@ -1,0 +1,402 @@
+//! [`Silicon`]: the host's own processor as an engine, and the judge of all others.
+//!
+//! A case runs in a child process that has nothing of its own but a short stub ([`stub`]): the
+//! guest's pages lie at the guest's own addresses and are the same memory that this process sees.
+//! Each leg loads the whole state, jumps into the guest, and takes the state from the signal frame
+//! that ends it ([`frame`]). A guest's system calls are stopped by seccomp; a guest that runs on is
+//! stopped by its processor time; a child that is lost is replaced before the next case ([`child`]).
+//!
+//! Legs that need to stop at an instruction count or a breakpoint are single-stepped by the trap
+//! flag, whose traces in the guest's state are wiped off ([`step`]).
+//!
+//! What a guest could do to see the difference from a bare processor: read or write the stub's span
+//! at [`Silicon::base`] (a write is told as [`Loss::Overwritten`]), and call the three entries of the
+//! kernel's vsyscall page.
+
+mod child;
+mod frame;
+mod layout;
+mod step;
+mod stub;
+mod xstate;
+
+use std::io;
+
+use child::{Answer, Child, SystemCall, USER_END, call};
+use frame::Frame;
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use layout::{SPAN, request};
+pub use step::{Step, Trace};
+use xstate::Xstate;
+
+use super::case_memory::CaseMemory;
+use super::{Capabilities, Engine, Unsupported};
+use crate::case::{Action, Case, ExceptionVector, Loss, MapModel, Mapping, Outcome, Stop, Trigger};
+use crate::guest::{GuestAddress, GuestRange, Permissions, State};
+
+/// Where the child's span is put: the first place that the case does not use. Nothing is special
+/// about them but that neither programs nor interesting values tend to lie there.
+const BASES: [u64; 3] = [0x3a5c_71e9_4000, 0x1d93_b2c6_8000, 0x52e7_0b8d_f000];
+
+/// See the file's head.
+#[derive(Debug)]
+pub struct Silicon {
+    name: String,
+    capabilities: Capabilities,
+    xstate: Xstate,
+    memory: CaseMemory,
+    child: Option<Child>,
+    /// What is mapped in the child: where, and from which position in the memfd.
+    present: Vec<Present>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Present {
+    range: GuestRange,
+    position: u64,
+    permissions: Permissions,
+}
+
+/// A run between two answers of the child.
+struct Run<'a> {
+    case: &'a Case,
+    map: MapModel,
+    state: State,
+    events_applied: usize,
+    /// Instructions executed, if they are counted.
+    executed: u64,
+}
+
+/// Called before each instruction of a run that is stepped.
+type Observer<'a> = dyn FnMut(&Silicon, &Run<'_>) + 'a;
+
+/// Why a run cannot go on to a stop of the guest's own.
+enum Broken {
+    Unsupported(Unsupported),
+    Stop(Stop),
+}
+
+impl From<Unsupported> for Broken {
+    fn from(unsupported: Unsupported) -> Self {
+        Self::Unsupported(unsupported)
+    }
+}
+
+impl Silicon {
+    /// An engine called `silicon`. It needs memfds, `/proc`, seccomp, and FSGSBASE in user mode.
+    pub fn new() -> io::Result<Self> {
+        Self::named("silicon")
+    }
+
+    /// An engine of another name, for comparing the host with itself.
+    pub fn named(name: &str) -> io::Result<Self> {
+        const HWCAP2_FSGSBASE: u64 = 1 << 1;
+        if rustix::param::linux_hwcap().1 as u64 & HWCAP2_FSGSBASE == 0 {
+            return Err(io::Error::other("the silicon engine needs FSGSBASE in user mode"));
+        }
+        let xstate = Xstate::of_this_host();
+        let capabilities = Capabilities {
+            visible: xstate.visible(),
+            runs_on_silicon: true,
+            counts: true,
+            lacks: vec![
+                "pages below the host's mmap_min_addr and above 0x7fffffffe000".to_owned(),
+                "segment selectors other than the host's own".to_owned(),
+            ],
+        };
+        let memory = CaseMemory::new()?;
+        let mut silicon = Self {
+            name: name.to_owned(),
+            capabilities,
+            xstate,
+            memory,
+            child: None,
+            present: Vec::new(),
+        };
+        silicon.start_child(BASES[0])?;
+        Ok(silicon)
+    }
+
+    /// Where the stub of the present child lies: the one span that no guest can have.
+    #[must_use]
+    pub fn base(&self) -> Option<GuestRange> {
+        let base = self.child.as_ref()?.base();
+        GuestRange::new(GuestAddress(base), SPAN as u64).ok()
+    }
+
+    /// Process number of the present child.
+    #[must_use]
+    pub fn child_id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    fn start_child(&mut self, base: u64) -> io::Result<()> {
+        self.child = None;
+        self.present.clear();
+        tracing::debug!("starting a silicon child at {base:#x}");
+        self.child = Some(Child::start(base, self.memory.file())?);
+        Ok(())
+    }
+
+    /// Makes sure that there is a child and that it does not lie where the case wants pages.
+    fn prepare_child(&mut self, case: &Case) -> Result<(), Unsupported> {
+        let used = ranges(case);
+        for range in &used {
+            if range.last().0 >= USER_END - 0x1000 {
+                return Err(Unsupported::new("pages above the user half of the address space"));
+            }
+        }
+        let free = |base: u64| {
+            GuestRange::new(GuestAddress(base), SPAN as u64)
+                .is_ok_and(|span| !used.iter().any(|range| range.overlaps(span)))
+        };
+        if self.child.as_ref().is_some_and(|child| free(child.base())) {
+            return Ok(());
+        }
+        let base = BASES.into_iter().find(|&base| free(base));
+        let base = base.ok_or_else(|| Unsupported::new("no room for the stub beside the pages"))?;
+        self.start_child(base)
+            .map_err(|error| Unsupported::new(format!("the child cannot be started: {error}")))
+    }
+
+    /// Runs a case. If there is an `observer`, it is called before each instruction.
+    fn run_observed<'a>(
+        &mut self,
+        case: &'a Case,
+        mut observer: Option<&mut Observer<'_>>,
+    ) -> Result<(Run<'a>, Stop), Unsupported> {
+        self.prepare_child(case)?;
+        self.memory.load(case);
+        let mut run = Run {
+            case,
+            map: MapModel::initial(case),
+            state: case.state.clone(),
+            events_applied: 0,
+            executed: 0,
+        };
+        loop {
+            match self.leg(&mut run, observer.as_deref_mut()) {
+                Ok(LegEnd::Trigger) => self.apply_event(&mut run),
+                Ok(LegEnd::Stop(stop)) => return Ok((run, stop)),
+                Err(Broken::Stop(stop)) => {
+                    self.child = None;
+                    return Ok((run, stop));
+                }
+                Err(Broken::Unsupported(unsupported)) => return Err(unsupported),
+            }
+        }
+    }
+
+    fn apply_event(&mut self, run: &mut Run<'_>) {
+        let event = &run.case.events[run.events_applied];
+        for action in &event.actions {
+            if let Action::Write { address, bytes } = action {
+                self.memory.write(&run.map, *address, bytes);
+            }
+            run.map.apply(action).expect("the actions of a valid case can be carried out");
+        }
+        run.events_applied += 1;
+    }
+
+    fn leg(
+        &mut self,
+        run: &mut Run<'_>,
+        observer: Option<&mut Observer<'_>>,
+    ) -> Result<LegEnd, Broken> {
+        let trigger = run.case.events.get(run.events_applied).map(|event| event.trigger);
+        let counted = matches!(trigger, Some(Trigger::Count(_) | Trigger::Breakpoint(_)));
+        if counted || run.case.limit.is_some() || observer.is_some() {
+            return self.stepped_leg(run, trigger, observer);
+        }
+        let frame = self.enter(run)?;
+        let end = self.interpret(run, &frame);
+        Ok(match (end, trigger) {
+            (Stop::Halt, Some(Trigger::Halt)) => LegEnd::Trigger,
+            (stop, _) => LegEnd::Stop(stop),
+        })
+    }
+
+    /// Runs the guest from `run.state` until a signal ends it.
+    fn enter(&mut self, run: &Run<'_>) -> Result<Frame, Broken> {
+        let commands = self.remap(&run.map);
+        let xstate = self.xstate;
+        let lost = || Broken::Stop(Stop::Lost(Loss::Hung));
+        let child = self.child.as_mut().ok_or_else(lost)?;
+        load_state(child, &xstate, &run.state);
+        match child.request(&commands, true) {
+            Answer::Done => {}
+            Answer::Failed(errno) => {
+                self.present.clear();
+                self.child = None;
+                let error = io::Error::from_raw_os_error(errno);
+                return Err(Unsupported::new(format!("the host refuses a mapping: {error}")).into());
+            }
+            Answer::RanOn => return Err(Broken::Stop(Stop::TimeLimit)),
+            Answer::Lost(loss) => return Err(Broken::Stop(Stop::Lost(loss))),
+        }
+        let overwritten = || Broken::Stop(Stop::Lost(Loss::Overwritten));
+        let frame = Frame::read(child, &xstate).ok_or_else(overwritten)?;
+        if child.is_untouched(frame.start) { Ok(frame) } else { Err(overwritten()) }
+    }
+
+    /// The system calls that turn what is mapped into what `map` wants.
+    fn remap(&mut self, map: &MapModel) -> Vec<SystemCall> {
+        let accessible = |mapping: &&Mapping| mapping.permissions != Permissions::None;
+        let wanted: Vec<Present> = map
+            .mappings()
+            .iter()
+            .filter(accessible)
+            .map(|mapping| Present {
+                range: mapping.range,
+                position: self.memory.position(mapping.object, mapping.offset),
+                permissions: mapping.permissions,
+            })
+            .collect();
+        if wanted == self.present {
+            return Vec::new();
+        }
+        let gone = self.present.iter().filter(|old| !wanted.contains(old));
+        let new = wanted.iter().filter(|new| !self.present.contains(new));
+        let unmap =
+            |old: &Present| call(libc::SYS_munmap, &[old.range.start().0, old.range.size()]);
+        let commands = gone.map(unmap).chain(new.map(Present::map)).collect();
+        self.present = wanted;
+        commands
+    }
+
+    /// Takes the state over from `frame` and says what stopped the guest.
+    fn interpret(&self, run: &mut Run<'_>, frame: &Frame) -> Stop {
+        run.state.clone_from(&frame.state);
+        if frame.signal == libc::SIGSYS {
+            let code = self.memory.read(&run.map, GuestAddress(run.state.rip.wrapping_sub(2)), 2);
+            return if code == [0xcd, 0x80] { Stop::LegacySystemCall } else { Stop::SystemCall };
+        }
+        let vector = ExceptionVector(frame.trap as u8);
+        if vector == ExceptionVector::GP
+            && let Some(length) = self.halt_length(run)
+        {
+            run.state.rip = run.state.rip.wrapping_add(length);
+            return Stop::Halt;
+        }
+        let page_fault = vector == ExceptionVector::PF;
+        let error = if page_fault { page_fault_error(&run.map, frame) } else { frame.error as u32 };
+        Stop::Exception { vector, error: Some(error), address: page_fault.then_some(frame.cr2) }
+    }
+
+    /// The length of the instruction at RIP if it is `hlt`, which faults in user mode.
+    fn halt_length(&self, run: &Run<'_>) -> Option<u64> {
+        let code = self.memory.read(&run.map, GuestAddress(run.state.rip), 15);
+        // Nearly always the plain one-byte form.
+        if code.first() == Some(&0xf4) {
+            return Some(1);
+        }
+        let mut decoder = Decoder::with_ip(64, &code, run.state.rip, DecoderOptions::NONE);
+        let instruction = decoder.decode();
+        (instruction.mnemonic() == Mnemonic::Hlt).then_some(instruction.len() as u64)
+    }
+}
+
+enum LegEnd {
+    /// The trigger of the next event was met.
+    Trigger,
+    Stop(Stop),
+}
+
+impl Engine for Silicon {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn version(&self) -> String {
+        processor_name()
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn run(&mut self, case: &Case) -> Result<Outcome, Unsupported> {
+        let (run, stop) = self.run_observed(case, None)?;
+        if !stop.is_exact() {
+            return Ok(Outcome::inexact(stop, run.events_applied));
+        }
+        Ok(Outcome {
+            stop,
+            events_applied: run.events_applied,
+            state: run.state,
+            memory: self.memory.changes(case),
+        })
+    }
+}
+
+impl Present {
+    fn map(&self) -> SystemCall {
+        let protection = match self.permissions {
+            Permissions::None => libc::PROT_NONE,
+            Permissions::Read => libc::PROT_READ,
+            Permissions::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+            Permissions::ReadExecute => libc::PROT_READ | libc::PROT_EXEC,
+            Permissions::ReadWriteExecute => libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
+        } as u64;
+        let flags = (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | libc::MAP_POPULATE) as u64;
+        let (start, size) = (self.range.start().0, self.range.size());
+        let memory = libc::STDOUT_FILENO as u64;
+        call(libc::SYS_mmap, &[start, size, protection, flags, memory, self.position])
+    }
+}
+
+/// Every range that the case maps at any time.
+fn ranges(case: &Case) -> Vec<GuestRange> {
+    let mut ranges: Vec<GuestRange> = case.mappings.iter().map(|mapping| mapping.range).collect();
+    for action in case.events.iter().flat_map(|event| &event.actions) {
+        match action {
+            Action::Map(mapping) => ranges.push(mapping.range),
+            Action::Alias { source, destination } | Action::Remap { source, destination } => {
+                ranges.extend(GuestRange::new(*destination, source.size()));
+            }
+            Action::Write { .. }
+            | Action::Unmap(_)
+            | Action::Protect { .. }
+            | Action::ExitRequest => {}
+        }
+    }
+    ranges
+}
+
+/// Puts `state` where the stub loads it from.
+fn load_state(child: &mut Child, xstate: &Xstate, state: &State) {
+    child.write_u64(request::COMPONENTS, xstate.components());
+    child.write_u64(request::BASES, state.fs_base);
+    child.write_u64(request::BASES + 8, state.gs_base);
+    let selector = |index: usize| u64::from(state.selectors.0[index]);
+    let frame = [state.rip, selector(1), state.rflags, state.gpr[4], selector(2)];
+    for (index, word) in frame.into_iter().enumerate() {
+        child.write_u64(request::RETURN_FRAME + index * 8, word);
+    }
+    for (index, word) in state.gpr.into_iter().enumerate() {
+        child.write_u64(request::GPR + index * 8, word);
+    }
+    xstate.store(state, child.bytes_mut(request::XSAVE, xstate.size()));
+}
+
+/// The error code of a page fault. The kernel fills page tables when it pleases, so the processor's
+/// P bit is chance under it; here it is what the case's own mappings make it (Intel SDM volume 3A,
+/// section 4.7): set where the page is mapped.
+fn page_fault_error(map: &MapModel, frame: &Frame) -> u32 {
+    let mapped = map
+        .find(GuestAddress(frame.cr2))
+        .is_some_and(|mapping| mapping.permissions != Permissions::None);
+    frame.error as u32 & !1 | u32::from(mapped)
+}
+
+/// The brand string of the host's processor (CPUID leaves 80000002H–80000004H).
+fn processor_name() -> String {
+    let leaf = |leaf: u32| std::arch::x86_64::__cpuid(leaf);
+    if leaf(0x8000_0000).eax < 0x8000_0004 {
+        return "x86-64 processor".to_owned();
+    }
+    let words = (0x8000_0002..=0x8000_0004).map(leaf);
+    let words = words.flat_map(|words| [words.eax, words.ebx, words.ecx, words.edx]);
+    let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).take_while(|&byte| byte != 0).collect();
+    String::from_utf8_lossy(&bytes).split_whitespace().collect::<Vec<_>>().join(" ")
+}

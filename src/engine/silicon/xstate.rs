@@ -1,0 +1,249 @@
+//! The XSAVE image, standard form: where each part of a [`State`] lies in it on this host.
+//!
+//! Intel SDM volume 1, chapter 13 "Managing State Using the XSAVE Feature Set": the first 512 bytes
+//! are an FXSAVE64 image, then comes the header with XSTATE_BV, then each component at the offset
+//! that CPUID leaf 0DH tells. A component whose bit in XSTATE_BV is clear is in its initial state.
+
+use std::arch::x86_64::__cpuid_count;
+
+use crate::engine::Visible;
+use crate::guest::{F80, PKRU_DEFAULT, State, X87};
+
+const XSTATE_BV: usize = 512;
+const LEGACY_SIZE: usize = 576;
+
+const X87_BIT: u64 = 1 << 0;
+const SSE_BIT: u64 = 1 << 1;
+const AVX: u32 = 2;
+const OPMASK: u32 = 5;
+const ZMM_HIGH: u32 = 6;
+const ZMM_16_31: u32 = 7;
+const PKRU: u32 = 9;
+
+/// The layout on this host.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Xstate {
+    avx: Option<usize>,
+    opmask: Option<usize>,
+    zmm_high: Option<usize>,
+    zmm_16_31: Option<usize>,
+    pkru: Option<usize>,
+}
+
+impl Xstate {
+    /// Asks the processor; only what the operating system has enabled in XCR0 counts.
+    pub(super) fn of_this_host() -> Self {
+        let enabled = __cpuid_count(0xd, 0);
+        let enabled = u64::from(enabled.edx) << 32 | u64::from(enabled.eax);
+        let offset = |component: u32| {
+            let bit = enabled >> component & 1 == 1;
+            bit.then(|| __cpuid_count(0xd, component).ebx as usize)
+        };
+        Self {
+            avx: offset(AVX),
+            opmask: offset(OPMASK),
+            zmm_high: offset(ZMM_HIGH),
+            zmm_16_31: offset(ZMM_16_31),
+            pkru: offset(PKRU),
+        }
+    }
+
+    /// What of a state this host has.
+    pub(super) fn visible(&self) -> Visible {
+        Visible {
+            vector_registers: if self.zmm_16_31.is_some() { 32 } else { 16 },
+            vector_bytes: match (self.zmm_high, self.avx) {
+                (Some(_), _) => 64,
+                (None, Some(_)) => 32,
+                (None, None) => 16,
+            },
+            opmask: self.opmask.is_some(),
+            pkru: self.pkru.is_some(),
+            ..Visible::ALL
+        }
+    }
+
+    fn optional(&self) -> [(u32, Option<usize>, usize); 5] {
+        [
+            (AVX, self.avx, 256),
+            (OPMASK, self.opmask, 64),
+            (ZMM_HIGH, self.zmm_high, 512),
+            (ZMM_16_31, self.zmm_16_31, 1024),
+            (PKRU, self.pkru, 4),
+        ]
+    }
+
+    /// The components that XRSTOR is to load, as its mask.
+    pub(super) fn components(&self) -> u64 {
+        let optional = self.optional().into_iter().filter(|(_, offset, _)| offset.is_some());
+        X87_BIT | SSE_BIT | optional.fold(0, |mask, (component, ..)| mask | 1 << component)
+    }
+
+    /// Bytes of an image with those components.
+    pub(super) fn size(&self) -> usize {
+        let ends = self.optional().into_iter().filter_map(|(_, offset, size)| Some(offset? + size));
+        ends.fold(LEGACY_SIZE, usize::max).next_multiple_of(8)
+    }
+
+    /// Fills `image`, at least [`Self::size`] bytes, with the vector and x87 parts of `state`.
+    pub(super) fn store(&self, state: &State, image: &mut [u8]) {
+        let mut present = X87_BIT | SSE_BIT;
+        store_legacy(state, image);
+        let mut note = |component: u32| present |= 1 << component;
+        if let Some(offset) = self.avx
+            && state.vector[..16].iter().any(|vector| vector[2..4] != [0; 2])
+        {
+            note(AVX);
+            store_words(image, offset, state.vector[..16].iter().flat_map(|vector| &vector[2..4]));
+        }
+        if let Some(offset) = self.zmm_high
+            && state.vector[..16].iter().any(|vector| vector[4..] != [0; 4])
+        {
+            note(ZMM_HIGH);
+            store_words(image, offset, state.vector[..16].iter().flat_map(|vector| &vector[4..]));
+        }
+        if let Some(offset) = self.zmm_16_31
+            && state.vector[16..].iter().any(|vector| *vector != [0; 8])
+        {
+            note(ZMM_16_31);
+            store_words(image, offset, state.vector[16..].iter().flatten());
+        }
+        if let Some(offset) = self.opmask {
+            note(OPMASK);
+            store_words(image, offset, &state.opmask);
+        }
+        if let Some(offset) = self.pkru {
+            note(PKRU);
+            image[offset..offset + 4].copy_from_slice(&state.pkru.to_le_bytes());
+        }
+        image[XSTATE_BV..LEGACY_SIZE].fill(0);
+        image[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&present.to_le_bytes());
+    }
+
+    /// Reads the vector and x87 parts of `state` out of `image`.
+    pub(super) fn load(&self, image: &[u8], state: &mut State) {
+        let present = word(image, XSTATE_BV);
+        let offset_if = |component: u32, offset: Option<usize>| {
+            offset.filter(|_| present >> component & 1 == 1)
+        };
+        load_legacy(image, present, state);
+        for (index, vector) in state.vector.iter_mut().enumerate() {
+            if index >= 16 {
+                *vector = offset_if(ZMM_16_31, self.zmm_16_31).map_or([0; 8], |offset| {
+                    std::array::from_fn(|lane| word(image, offset + (index - 16) * 64 + lane * 8))
+                });
+                continue;
+            }
+            let high = offset_if(AVX, self.avx).map_or([0; 2], |offset| {
+                std::array::from_fn(|lane| word(image, offset + index * 16 + lane * 8))
+            });
+            vector[2..4].copy_from_slice(&high);
+            let high = offset_if(ZMM_HIGH, self.zmm_high).map_or([0; 4], |offset| {
+                std::array::from_fn(|lane| word(image, offset + index * 32 + lane * 8))
+            });
+            vector[4..].copy_from_slice(&high);
+        }
+        state.opmask = offset_if(OPMASK, self.opmask)
+            .map_or([0; 8], |offset| std::array::from_fn(|index| word(image, offset + index * 8)));
+        state.pkru = match (self.pkru, offset_if(PKRU, self.pkru)) {
+            (_, Some(offset)) => word(image, offset) as u32,
+            (Some(_), None) => 0,
+            (None, None) => PKRU_DEFAULT,
+        };
+    }
+}
+
+fn store_legacy(state: &State, image: &mut [u8]) {
+    let x87 = &state.x87;
+    image[..160].fill(0);
+    image[0..2].copy_from_slice(&x87.control.to_le_bytes());
+    image[2..4].copy_from_slice(&x87.status.to_le_bytes());
+    image[4] = x87.tag;
+    image[6..8].copy_from_slice(&x87.opcode.to_le_bytes());
+    image[8..16].copy_from_slice(&x87.instruction_pointer.to_le_bytes());
+    image[16..24].copy_from_slice(&x87.data_pointer.to_le_bytes());
+    image[24..28].copy_from_slice(&state.mxcsr.to_le_bytes());
+    for (index, register) in x87.st.iter().enumerate() {
+        let place = 32 + index * 16;
+        image[place..place + 8].copy_from_slice(&register.significand.to_le_bytes());
+        image[place + 8..place + 10].copy_from_slice(&register.sign_exponent.to_le_bytes());
+    }
+    store_words(image, 160, state.vector[..16].iter().flat_map(|vector| &vector[..2]));
+}
+
+fn load_legacy(image: &[u8], present: u64, state: &mut State) {
+    let half = |offset: usize| word(image, offset) as u16;
+    state.x87 = X87::default();
+    if present & X87_BIT != 0 {
+        state.x87 = X87 {
+            control: half(0),
+            status: half(2),
+            tag: image[4],
+            opcode: half(6),
+            instruction_pointer: word(image, 8),
+            data_pointer: word(image, 16),
+            st: std::array::from_fn(|index| F80 {
+                significand: word(image, 32 + index * 16),
+                sign_exponent: half(40 + index * 16),
+            }),
+        };
+    }
+    state.mxcsr = word(image, 24) as u32;
+    for (index, vector) in state.vector[..16].iter_mut().enumerate() {
+        for lane in 0..2 {
+            let value = word(image, 160 + index * 16 + lane * 8);
+            vector[lane] = if present & SSE_BIT != 0 { value } else { 0 };
+        }
+    }
+}
+
+fn store_words<'a>(image: &mut [u8], offset: usize, words: impl IntoIterator<Item = &'a u64>) {
+    for (index, word) in words.into_iter().enumerate() {
+        let place = offset + index * 8;
+        image[place..place + 8].copy_from_slice(&word.to_le_bytes());
+    }
+}
+
+fn word(image: &[u8], offset: usize) -> u64 {
+    u64::from_le_bytes(image[offset..offset + 8].try_into().expect("eight bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_round_trip() {
+        let xstate = Xstate::of_this_host();
+        let mut state = State::default();
+        let visible = xstate.visible();
+        for (index, vector) in state.vector[..visible.vector_registers].iter_mut().enumerate() {
+            for (lane, word) in vector[..visible.vector_bytes / 8].iter_mut().enumerate() {
+                *word = (index * 8 + lane) as u64 * 0x0101_0101_0101_0101;
+            }
+        }
+        if visible.opmask {
+            state.opmask = [1, 2, 3, 4, 5, 6, 7, u64::MAX];
+        }
+        state.x87 = X87 {
+            control: 0x27f,
+            status: 0x3801,
+            tag: 0x81,
+            opcode: 0x7ff,
+            instruction_pointer: 0x1234_5678_9abc,
+            data_pointer: 0xffff_8000_0000_0000,
+            st: std::array::from_fn(|index| F80 {
+                significand: index as u64 + 1,
+                sign_exponent: 0x3fff,
+            }),
+        };
+        let mut image = vec![0xff; xstate.size()];
+        xstate.store(&state, &mut image);
+        let mut loaded = State::default();
+        xstate.load(&image, &mut loaded);
+        assert_eq!(loaded, state);
+        xstate.store(&State::default(), &mut image);
+        xstate.load(&image, &mut loaded);
+        assert_eq!(loaded, State::default());
+    }
+}

@@ -1,0 +1,122 @@
+//! What Unicorn 2.1 lacks wholesale, found by looking at a case's code, so that a campaign counts such
+//! cases as not supported and does not report one difference for each.
+//!
+//! The code is decoded in a line from the entry and from the start of each executable mapping, and so
+//! is what events write into executable memory. That is no proof: code can hide behind data. What is
+//! missed shows as #UD.
+
+use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction};
+
+use crate::case::{Action, Case};
+use crate::engine::Unsupported;
+use crate::guest::{GuestAddress, PAGE_SIZE};
+
+/// The first thing in `case` that Unicorn is known not to have.
+pub(super) fn lacking(case: &Case) -> Option<Unsupported> {
+    let entry = GuestAddress(case.state.rip);
+    let executable = case.mappings.iter().filter(|mapping| mapping.permissions.execute());
+    let starts = executable.clone().map(|mapping| mapping.range.start());
+    let writes = case.events.iter().flat_map(|event| &event.actions).filter_map(|action| {
+        let Action::Write { address, bytes } = action else { return None };
+        let code = executable.clone().any(|mapping| mapping.range.contains(*address));
+        code.then_some((*address, bytes.as_slice()))
+    });
+    // Most programs begin where their mapping begins; those are not to be decoded twice.
+    let entries = starts.filter(|start| *start != entry).chain(std::iter::once(entry));
+    entries
+        .filter_map(|start| Some((start, case.initial_bytes(start)?)))
+        .chain(writes)
+        .find_map(|(start, bytes)| lacking_in(without_zero_tail(bytes), start))
+        .map(Unsupported::new)
+}
+
+fn lacking_in(bytes: &[u8], start: GuestAddress) -> Option<&'static str> {
+    let mut decoder = Decoder::with_ip(64, bytes, start.0, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    while decoder.can_decode() {
+        decoder.decode_out(&mut instruction);
+        if let Some(extension) = lacking_extension(instruction.code()) {
+            return Some(extension);
+        }
+    }
+    None
+}
+
+fn lacking_extension(code: Code) -> Option<&'static str> {
+    let operation = code.op_code();
+    match operation.encoding() {
+        EncodingKind::EVEX | EncodingKind::MVEX => return Some("AVX-512 (EVEX)"),
+        EncodingKind::XOP => return Some("XOP"),
+        EncodingKind::D3NOW => return Some("3DNow!"),
+        EncodingKind::VEX if operation.l() == 1 => return Some("256-bit VEX"),
+        _ => {}
+    }
+    code.cpuid_features().iter().find_map(|feature| match feature {
+        CpuidFeature::AVX2 => Some("AVX2"),
+        CpuidFeature::FMA | CpuidFeature::FMA4 => Some("FMA"),
+        CpuidFeature::F16C => Some("F16C"),
+        CpuidFeature::AVX512F | CpuidFeature::AVX512BW | CpuidFeature::AVX512DQ => {
+            Some("AVX-512 (opmask)")
+        }
+        CpuidFeature::SHA => Some("SHA"),
+        CpuidFeature::GFNI => Some("GFNI"),
+        CpuidFeature::VAES => Some("VAES"),
+        CpuidFeature::XSAVEC | CpuidFeature::XSAVES => Some("XSAVEC"),
+        CpuidFeature::RDPID => Some("RDPID"),
+        CpuidFeature::MOVDIRI | CpuidFeature::MOVDIR64B => Some("MOVDIRI"),
+        CpuidFeature::SERIALIZE => Some("SERIALIZE"),
+        CpuidFeature::PTWRITE => Some("PTWRITE"),
+        _ => None,
+    })
+}
+
+/// `bytes` up to the last that is not zero: code is mostly less than the page that it lies in.
+fn without_zero_tail(bytes: &[u8]) -> &[u8] {
+    const STEP: usize = 64;
+    const ZEROS: [u8; STEP] = [0; STEP];
+    debug_assert!(PAGE_SIZE.is_multiple_of(STEP as u64));
+    let mut end = bytes.len();
+    while end >= STEP && bytes[end - STEP..end] == ZEROS {
+        end -= STEP;
+    }
+    while end > 0 && bytes[end - 1] == 0 {
+        end -= 1;
+    }
+    &bytes[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lacks(code: &[u8]) -> Option<&'static str> {
+        lacking_in(code, GuestAddress(0x1000))
+    }
+
+    #[test]
+    fn extensions_by_encoding_and_by_feature() {
+        assert_eq!(lacks(&[0xc5, 0xfc, 0x58, 0xc1]), Some("256-bit VEX")); // vaddps ymm0,ymm0,ymm1
+        assert_eq!(lacks(&[0x62, 0xf1, 0x7c, 0x48, 0x58, 0xc1]), Some("AVX-512 (EVEX)"));
+        assert_eq!(lacks(&[0xc5, 0xf8, 0x90, 0xc9]), Some("AVX-512 (opmask)")); // kmovw k1,k1
+        assert_eq!(lacks(&[0x90, 0x0f, 0x38, 0xc8, 0xc1]), Some("SHA")); // sha1nexte
+        assert_eq!(lacks(&[0xc4, 0xe2, 0x71, 0x98, 0xc2]), Some("FMA")); // vfmadd132ps xmm
+    }
+
+    #[test]
+    fn silent_miscomputation_is_let_through() {
+        assert_eq!(lacks(&[0xc5, 0xf0, 0x58, 0xc2]), None); // vaddps xmm0,xmm1,xmm2
+        assert_eq!(lacks(&[0xc4, 0xe2, 0x78, 0xf3, 0xd8]), None); // blsi
+        assert_eq!(lacks(&[0x48, 0xb8, 0xc5, 0xfc, 0x58, 0xc1, 0, 0, 0, 0]), None); // mov rax, imm
+    }
+
+    #[test]
+    fn zero_tails() {
+        for length in [0, 1, 63, 64, 65, 200, 4095, 4096] {
+            let mut page = vec![0; 4096];
+            if length > 0 {
+                page[length - 1] = 1;
+            }
+            assert_eq!(without_zero_tail(&page).len(), length);
+        }
+    }
+}

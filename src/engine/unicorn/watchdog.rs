@@ -1,0 +1,100 @@
+//! [`Watchdog`]: a thread that stops a guest that runs on and on.
+//!
+//! What is limited is the processor time of the engine's thread, so that a busy host does not end
+//! guests early. Protocol: the engine calls [`Watchdog::begin`] before a leg and [`Watchdog::end`]
+//! behind it. Both take the lock under which the thread stops a guest, so that it never stops the leg
+//! after the one it means. A request that comes before the guest really runs is lost; the thread
+//! repeats it at each tick until the leg has ended.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::library::{Stopper, ThreadClock};
+
+/// How often the thread looks. A leg is stopped at most two of these after its limit.
+const TICK: Duration = Duration::from_millis(10);
+
+#[derive(Default)]
+struct Watch {
+    /// Counts the legs.
+    leg: u64,
+    /// How to stop the leg that runs now.
+    running: Option<Stopper>,
+    fired: bool,
+    closing: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    watch: Mutex<Watch>,
+    closing: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See the file's head.
+pub(super) struct Watchdog {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watchdog {
+    /// Watches legs that run in the calling thread and may take `limit` each.
+    pub(super) fn start(limit: Duration) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let clock = ThreadClock::of_this_thread();
+        let watched = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("unicorn-watchdog".to_owned())
+            .spawn(move || watch(&watched, clock, limit))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// A leg is about to run.
+    pub(super) fn begin(&self, stopper: &Stopper) {
+        let mut watch = self.shared.lock();
+        watch.leg += 1;
+        watch.fired = false;
+        watch.running = Some(stopper.clone());
+    }
+
+    /// The leg has ended; whether it was asked to.
+    pub(super) fn end(&self) -> bool {
+        let mut watch = self.shared.lock();
+        watch.running = None;
+        watch.fired
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.shared.lock().closing = true;
+        self.shared.closing.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // It panics only if the lock is broken, and then there is nothing left to stop.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn watch(shared: &Shared, clock: ThreadClock, limit: Duration) {
+    // The leg last seen, and the time when it was first seen.
+    let mut seen = (0, Duration::ZERO);
+    let mut watch = shared.lock();
+    while !watch.closing {
+        (watch, _) =
+            shared.closing.wait_timeout(watch, TICK).unwrap_or_else(PoisonError::into_inner);
+        let Some(stopper) = &watch.running else { continue };
+        if seen.0 != watch.leg {
+            seen = (watch.leg, clock.now());
+        } else if clock.now().saturating_sub(seen.1) >= limit {
+            stopper.stop();
+            watch.fired = true;
+        }
+    }
+}

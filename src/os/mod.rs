@@ -1,0 +1,12 @@
+//! System calls, each under a name that says what it is for. Knows no guest.
+
+mod affinity;
+mod memfd;
+mod nursery;
+mod wait_word;
+
+pub(crate) use affinity::pin_like_caller;
+pub use affinity::pin_to_nth_cpu;
+pub(crate) use memfd::memfd;
+pub(crate) use nursery::spawn;
+pub(crate) use wait_word::WaitWord;
