@@ -1,2 +1,9 @@
-//! The command line.
-fn main() {}
+//! The command line: `tregion fuzz`, `replay`, `minimize`, `merge`, `engines`, `exec`.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -160,7 +160,7 @@ fn the_guest_sees_x87_registers_relative_to_the_top() {
 
 #[test]
 fn guests_run_in_user_mode() {
-    for privileged in [&[0xfa_u8][..], &[0x0f, 0x20, 0xd8], &[0x0f, 0x30], &[0xe4, 0x80]] {
+    for privileged in [&[0xfa_u8][..], &[0x0f, 0x20, 0xd8], &[0x0f, 0x30]] {
         let outcome = run(&program(privileged));
         assert_eq!(outcome.stop, exception(ExceptionVector::GP), "{privileged:x?}");
         assert_eq!(outcome.state.rip, CODE);
@@ -324,6 +324,33 @@ fn code_written_under_another_address_runs_as_written() {
     assert_eq!((outcome.stop, outcome.state.rip), (Stop::Limit, CODE + 2));
 }
 
+/// Unicorn begins such a store anew, in a block of its own; that is one instruction all the same.
+#[test]
+fn a_store_to_its_own_block_counts_once() {
+    // mov byte [rsi+5], 0xc8; inc eax (becomes dec eax); nop; nop; hlt
+    let text = code(&[&[0xc6, 0x46, 0x05, 0xc8], &INC_EAX, &[0x90, 0x90, HLT]]);
+    for (limit, rip) in [(1, CODE + 4), (2, CODE + 6), (3, CODE + 7)] {
+        let mut case = Case { limit: Some(limit), ..program(&text) };
+        case.state.gpr[RSI] = CODE;
+        let outcome = run(&case);
+        assert_eq!((outcome.stop, outcome.state.rip), (Stop::Limit, rip));
+        let expected = if limit == 1 { 0 } else { u64::from(u32::MAX) };
+        assert_eq!(outcome.state.gpr[RAX], expected);
+    }
+}
+
+/// A long block translated when little room is left costs Unicorn hundreds of milliseconds.
+#[test]
+fn long_blocks_are_not_mistaken_for_loops() {
+    let mut engine = Unicorn::new().unwrap();
+    let mut zeros = program(&[]); // add [rax], al and so on
+    zeros.state.gpr[RAX] = DATA;
+    for _ in 0..600 {
+        let outcome = run_on(&mut engine, &zeros);
+        assert_eq!(outcome.stop, page_fault(0b1_0100, CODE + 0x2000));
+    }
+}
+
 #[test]
 fn a_guest_that_runs_on_is_stopped_and_the_next_is_not() {
     let mut engine = Unicorn::new().unwrap();
@@ -373,23 +400,23 @@ fn other_code_at_the_same_address_is_run_each_time() {
 fn nasty_cases() -> Vec<Case> {
     let halt = |actions| vec![(Trigger::Halt, actions)];
     let mut cases: Vec<Case> = [
-        &[0xf7_u8, 0xf1][..],                               // #DE
-        &[0x0f, 0x0b],                                      // #UD
-        &[0xfa],                                            // #GP
-        &[0x8b, 0x04, 0x25, 0, 0, 0, 0],                    // #PF
-        &[0xc3],                                            // ret to 0
-        &[0xcd, 0x0d],                                      // int 13
-        &[0xcd, 0x80],                                      // int 0x80
-        &[0xcc],                                            // int3
-        &[0x0f, 0x05],                                      // syscall
-        &[0xfd, 0xd9, 0xe8, 0xd9, 0xe8, 0xdb, 0xe3, HLT],   // std; fld1; fld1; fninit
-        &[0x9c, 0x80, 0x4c, 0x24, 0x01, 0x01, 0x9d, 0x90],  // single step
-        &[0x9b, 0xd9, 0xee, 0xd8, 0xf0, 0x9b, HLT],         // fldz; fdiv st0: with #Z unmasked
-        &[0x0f, 0x77, 0x66, 0x0f, 0xef, 0xc0, HLT],         // emms; pxor xmm0, xmm0
-        &[0xc5, 0xf8, 0x77, HLT],                           // vzeroupper
-        &[0xf3, 0x48, 0x0f, 0xae, 0xd0, HLT],               // wrfsbase rax
-        &[0x48, 0xcf],                                      // iretq
-        &[0x8e, 0xd8, HLT],                                 // mov ds, eax
+        &[0xf7_u8, 0xf1][..],                              // #DE
+        &[0x0f, 0x0b],                                     // #UD
+        &[0xfa],                                           // #GP
+        &[0x8b, 0x04, 0x25, 0, 0, 0, 0],                   // #PF
+        &[0xc3],                                           // ret to 0
+        &[0xcd, 0x0d],                                     // int 13
+        &[0xcd, 0x80],                                     // int 0x80
+        &[0xcc],                                           // int3
+        &[0x0f, 0x05],                                     // syscall
+        &[0xfd, 0xd9, 0xe8, 0xd9, 0xe8, 0xdb, 0xe3, HLT],  // std; fld1; fld1; fninit
+        &[0x9c, 0x80, 0x4c, 0x24, 0x01, 0x01, 0x9d, 0x90], // single step
+        &[0x9b, 0xd9, 0xee, 0xd8, 0xf0, 0x9b, HLT],        // fldz; fdiv st0: with #Z unmasked
+        &[0x0f, 0x77, 0x66, 0x0f, 0xef, 0xc0, HLT],        // emms; pxor xmm0, xmm0
+        &[0xc5, 0xf8, 0x77, HLT],                          // vzeroupper
+        &[0xf3, 0x48, 0x0f, 0xae, 0xd0, HLT],              // wrfsbase rax
+        &[0x48, 0xcf],                                     // iretq
+        &[0x8e, 0xd8, HLT],                                // mov ds, eax
     ]
     .into_iter()
     .map(program)
@@ -417,9 +444,11 @@ fn nothing_lasts_from_case_to_case() {
     let alone: Vec<Outcome> = cases.iter().map(run).collect();
     let mut engine = Unicorn::new().unwrap();
     let mut random = 1_u64;
+    let mut before = 0;
     for _ in 0..3000 {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let index = (random >> 33) as usize % cases.len();
-        assert_eq!(run_on(&mut engine, &cases[index]), alone[index], "case {index}");
+        assert_eq!(run_on(&mut engine, &cases[index]), alone[index], "{index} after {before}");
+        before = index;
     }
 }

@@ -6,6 +6,7 @@
 //! stops for any other reason; in the first case the host applies that event's actions and the guest
 //! goes on, in the second the case is over and the events that are left are not applied.
 
+pub mod image;
 mod outcome;
 pub mod text;
 mod validate;
@@ -65,7 +66,7 @@ pub enum Trigger {
     /// The guest executes `hlt`. It goes on behind it.
     Halt,
     /// The guest has executed this many instructions of this leg. A repeated string instruction
-    /// counts once, when it is done. Not zero.
+    /// counts once, when it is done; `hlt` counts. Not zero.
     Count(u64),
     /// The guest is about to execute the instruction at this address, and it is not the first
     /// instruction of this leg.

@@ -1,1 +1,300 @@
-//! Isolated.
+//! [`Isolated`]: any engine in a process of its own, so that a crash, a hang or a wild store of the
+//! engine is the outcome of the case that caused it and not the end of the campaign.
+//!
+//! The protocol, over the worker's standard streams, in frames of a 32-bit little-endian length and
+//! as many bytes of postcard:
+//!
+//! 1. The worker sends a greeting: what the engine is, or the text of the error that kept it from
+//!    starting ([`refuse`]).
+//! 2. The parent sends a [`Case`]; the worker answers with the `Result` of [`Engine::run`]. And so on.
+//! 3. The worker ends when its input ends.
+//!
+//! A worker that dies, is late or talks nonsense is killed, and another takes its place before the
+//! next case. Nothing else in the worker may write to its standard output.
+
+use std::io::{self, Read, Write};
+use std::os::unix::process::{ExitStatusExt, parent_id};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{Capabilities, Engine, Unsupported};
+use crate::case::{Case, Loss, Outcome, Stop};
+
+/// Time that a case or a start may take, unless another is set.
+const DEFAULT_LIMIT: Duration = Duration::from_secs(10);
+/// Time for a worker that closed its output to end by itself, so that its exit status is its own.
+const GRACE: Duration = Duration::from_secs(1);
+/// More bytes than any frame has: four times the memory of the largest case.
+const LONGEST_FRAME: usize = 256 << 20;
+
+/// What an engine says of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Greeting {
+    version: String,
+    capabilities: Capabilities,
+}
+
+type Answer = Result<Outcome, Unsupported>;
+
+/// Runs cases from `input` on `engine` and writes what comes of them to `output`, until the input
+/// ends between two frames.
+pub fn serve(
+    engine: &mut dyn Engine,
+    mut input: impl Read,
+    mut output: impl Write,
+) -> io::Result<()> {
+    let (version, capabilities) = (engine.version(), engine.capabilities().clone());
+    let greeting: Result<Greeting, String> = Ok(Greeting { version, capabilities });
+    send(&mut output, &greeting)?;
+    while let Some(frame) = receive(&mut input)? {
+        let case: Case = decode(&frame)?;
+        send(&mut output, &engine.run(&case))?;
+    }
+    Ok(())
+}
+
+/// Makes this process end when its parent does, even if an engine is busy and [`serve`] does not see
+/// its input end. A worker calls it first.
+pub fn end_with_parent() -> io::Result<()> {
+    let parent = parent_id();
+    let watch = move || {
+        while parent_id() == parent {
+            thread::sleep(GRACE);
+        }
+        std::process::exit(1);
+    };
+    thread::Builder::new().name("parent-watch".to_owned()).spawn(watch).map(|_| ())
+}
+
+/// Tells the parent why there is no engine to [`serve`].
+pub fn refuse(error: &str, mut output: impl Write) -> io::Result<()> {
+    let greeting: Result<Greeting, String> = Err(error.to_owned());
+    send(&mut output, &greeting)
+}
+
+/// An engine in a worker process. See the file's head.
+pub struct Isolated {
+    program: PathBuf,
+    arguments: Vec<String>,
+    name: String,
+    limit: Duration,
+    greeting: Greeting,
+    /// None between the loss of a worker and the next case.
+    worker: Option<Worker>,
+}
+
+impl Isolated {
+    /// Starts `program` with `arguments`, which is to [`serve`] the engine `name` on its standard
+    /// streams.
+    pub fn new(program: PathBuf, arguments: Vec<String>, name: &str) -> io::Result<Self> {
+        let (worker, greeting) = Worker::start(&program, &arguments, DEFAULT_LIMIT)?;
+        let (name, limit, worker) = (name.to_owned(), DEFAULT_LIMIT, Some(worker));
+        Ok(Self { program, arguments, name, limit, greeting, worker })
+    }
+
+    /// The same engine with another time limit for each case.
+    #[must_use]
+    pub fn with_limit(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// The process that will run the next case, if it has been started.
+    #[must_use]
+    pub fn worker_id(&self) -> Option<u32> {
+        self.worker.as_ref().map(|worker| worker.process.id())
+    }
+}
+
+impl Engine for Isolated {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn version(&self) -> String {
+        self.greeting.version.clone()
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.greeting.capabilities
+    }
+
+    fn run(&mut self, case: &Case) -> Answer {
+        let mut worker = match self.worker.take() {
+            Some(worker) => worker,
+            None => Worker::start(&self.program, &self.arguments, self.limit)
+                .map(|(worker, _)| worker)
+                .map_err(|error| Unsupported::new(format!("no worker: {error}")))?,
+        };
+        match worker.run(case, self.limit) {
+            Ok(answer) => {
+                self.worker = Some(worker);
+                answer
+            }
+            Err(loss) => Ok(Outcome::inexact(Stop::Lost(loss), 0)),
+        }
+    }
+}
+
+/// A process and the thread that talks with it, so that neither reading nor writing can block the
+/// engine for longer than its limit. Killed when dropped.
+struct Worker {
+    process: Child,
+    requests: Sender<Vec<u8>>,
+    /// First the greeting, then an answer for each request; `None` when the output has ended.
+    frames: Receiver<io::Result<Option<Vec<u8>>>>,
+}
+
+impl Worker {
+    fn start(
+        program: &PathBuf,
+        arguments: &[String],
+        limit: Duration,
+    ) -> io::Result<(Self, Greeting)> {
+        let mut process = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let (input, output) = (process.stdin.take(), process.stdout.take());
+        let (Some(input), Some(output)) = (input, output) else {
+            unreachable!("both streams were asked to be pipes");
+        };
+        let (requests, to_send) = channel();
+        let (received, frames) = channel();
+        thread::Builder::new()
+            .name("worker-talk".to_owned())
+            .spawn(move || talk(input, output, &to_send, &received))?;
+        let mut worker = Self { process, requests, frames };
+        let greeting: Result<Greeting, String> = worker
+            .next_frame(limit)
+            .map_err(|loss| io::Error::other(format!("the worker did not start: {loss}")))?;
+        Ok((worker, greeting.map_err(io::Error::other)?))
+    }
+
+    fn run(&mut self, case: &Case, limit: Duration) -> Result<Answer, Loss> {
+        let request = postcard::to_stdvec(case).expect("a case is plain data");
+        // The thread is gone if the worker is; what became of that is asked next.
+        let _ = self.requests.send(request);
+        self.next_frame(limit)
+    }
+
+    fn next_frame<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<T, Loss> {
+        match self.frames.recv_timeout(limit) {
+            Ok(Ok(Some(frame))) => decode(&frame).map_err(|_| Loss::Overwritten),
+            Ok(Ok(None)) | Err(RecvTimeoutError::Disconnected) => Err(self.cause_of_end()),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Err(Loss::Overwritten),
+            Ok(Err(_)) => Err(self.cause_of_end()),
+            Err(RecvTimeoutError::Timeout) => Err(Loss::Hung),
+        }
+    }
+
+    /// Why the worker, which answers no more, has ended.
+    fn cause_of_end(&mut self) -> Loss {
+        let end = Instant::now() + GRACE;
+        loop {
+            match self.process.try_wait() {
+                Ok(Some(status)) => return loss(status),
+                Ok(None) if Instant::now() < end => thread::sleep(Duration::from_millis(1)),
+                // It closed its output and lives on.
+                Ok(None) | Err(_) => return Loss::Hung,
+            }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It may have ended already, which is as well.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn loss(status: ExitStatus) -> Loss {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => Loss::Killed { signal },
+        (None, status) => Loss::Exited { status: status.unwrap_or_default() },
+    }
+}
+
+/// Passes requests to a worker and its frames back, until either side is gone.
+fn talk(
+    mut input: impl Write,
+    mut output: impl Read,
+    requests: &Receiver<Vec<u8>>,
+    received: &Sender<io::Result<Option<Vec<u8>>>>,
+) {
+    loop {
+        let frame = receive(&mut output);
+        let last = !matches!(frame, Ok(Some(_)));
+        if received.send(frame).is_err() || last {
+            return;
+        }
+        let Ok(request) = requests.recv() else { return };
+        // If the worker is gone, its output has ended too, and that is what is reported.
+        let _ = send_bytes(&mut input, &request);
+    }
+}
+
+fn send(output: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    let bytes = postcard::to_stdvec(value).map_err(io::Error::other)?;
+    send_bytes(output, &bytes)
+}
+
+fn send_bytes(output: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+    output.write_all(&length.to_le_bytes())?;
+    output.write_all(bytes)?;
+    output.flush()
+}
+
+/// The next frame, or `None` where the input ends in front of one.
+fn receive(input: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
+    let mut length = [0; 4];
+    if input.read(&mut length[..1])? == 0 {
+        return Ok(None);
+    }
+    input.read_exact(&mut length[1..])?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > LONGEST_FRAME {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the frame is too long"));
+    }
+    let mut frame = Vec::new();
+    // No memory for bytes that do not come: the length may be nonsense.
+    input.by_ref().take(length as u64).read_to_end(&mut frame)?;
+    if frame.len() < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(Some(frame)) }
+}
+
+fn decode<T: DeserializeOwned>(frame: &[u8]) -> io::Result<T> {
+    postcard::from_bytes(frame).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames() {
+        let mut bytes = Vec::new();
+        send_bytes(&mut bytes, b"one").unwrap();
+        send_bytes(&mut bytes, b"").unwrap();
+        let mut input = bytes.as_slice();
+        assert_eq!(receive(&mut input).unwrap().as_deref(), Some(&b"one"[..]));
+        assert_eq!(receive(&mut input).unwrap().as_deref(), Some(&b""[..]));
+        assert_eq!(receive(&mut input).unwrap(), None);
+    }
+
+    #[test]
+    fn broken_frames() {
+        let kind = |mut bytes: &[u8]| receive(&mut bytes).unwrap_err().kind();
+        assert_eq!(kind(&[3, 0]), io::ErrorKind::UnexpectedEof);
+        assert_eq!(kind(&[3, 0, 0, 0, 1, 2]), io::ErrorKind::UnexpectedEof);
+        assert_eq!(kind(&[0, 0, 0, 0xff]), io::ErrorKind::InvalidData);
+    }
+}

@@ -43,9 +43,7 @@ pub(super) fn build<P: Picker>(template: &Template, picker: &mut P) -> Instructi
     if template.evex {
         decorate(template, picker, &mut instruction);
     }
-    instruction.set_is_broadcast(
-        template.operand_form == super::form::OperandForm::Broadcast,
-    );
+    instruction.set_is_broadcast(template.operand_form == super::form::OperandForm::Broadcast);
     instruction
 }
 
@@ -67,8 +65,10 @@ fn fill<P: Picker>(
         Operand::Opmask => Register::K0 + picker.number(8),
         Operand::OpmaskPair => Register::K0 + picker.number(4) * 2,
         Operand::Segment => Register::ES + picker.number(6),
-        Operand::Control => [Register::CR0, Register::CR2, Register::CR3, Register::CR4,
-            Register::CR8][picker.number(5) as usize],
+        Operand::Control => {
+            [Register::CR0, Register::CR2, Register::CR3, Register::CR4, Register::CR8]
+                [picker.number(5) as usize]
+        }
         Operand::Debug => Register::DR0 + picker.number(8),
         Operand::X87 => Register::ST0 + picker.number(8),
         Operand::Fixed(register) => register,
@@ -136,12 +136,7 @@ fn immediate_bits(kind: OpKind) -> u32 {
 }
 
 /// Sets an immediate operand; a second 8-bit one has a place of its own in the encoding.
-pub(super) fn set_immediate(
-    instruction: &mut Instruction,
-    place: u32,
-    kind: OpKind,
-    value: i64,
-) {
+pub(super) fn set_immediate(instruction: &mut Instruction, place: u32, kind: OpKind, value: i64) {
     let second = kind == OpKind::Immediate8
         && place > 0
         && matches!(instruction.op_kind(place - 1), OpKind::Immediate8 | OpKind::Immediate16);
@@ -193,8 +188,10 @@ fn decorate<P: Picker>(template: &Template, picker: &mut P, instruction: &mut In
     }
     if template.rounding && picker.decorate(3) {
         let modes = [
-            RoundingControl::RoundToNearest, RoundingControl::RoundDown,
-            RoundingControl::RoundUp, RoundingControl::RoundTowardZero,
+            RoundingControl::RoundToNearest,
+            RoundingControl::RoundDown,
+            RoundingControl::RoundUp,
+            RoundingControl::RoundTowardZero,
         ];
         instruction.set_rounding_control(modes[picker.number(4) as usize]);
     } else if template.suppress && !template.rounding && picker.decorate(3) {

@@ -122,35 +122,101 @@ impl Family {
         match mnemonic {
             M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => Self::SegmentBase,
             M::Mov if text.contains("Sreg") => Self::SegmentBase,
-            M::Movsb | M::Movsw | M::Movsd | M::Movsq | M::Lodsb | M::Lodsw | M::Lodsd
-            | M::Lodsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq | M::Scasb | M::Scasw
-            | M::Scasd | M::Scasq | M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq => Self::String,
+            M::Movsb
+            | M::Movsw
+            | M::Movsd
+            | M::Movsq
+            | M::Lodsb
+            | M::Lodsw
+            | M::Lodsd
+            | M::Lodsq
+            | M::Stosb
+            | M::Stosw
+            | M::Stosd
+            | M::Stosq
+            | M::Scasb
+            | M::Scasw
+            | M::Scasd
+            | M::Scasq
+            | M::Cmpsb
+            | M::Cmpsw
+            | M::Cmpsd
+            | M::Cmpsq => Self::String,
             M::Div | M::Idiv => Self::Divide,
             M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b | M::Xadd | M::Xchg => Self::Atomic,
-            M::Lahf | M::Sahf | M::Clc | M::Stc | M::Cmc | M::Cld | M::Std | M::Pushf
-            | M::Pushfd | M::Pushfq | M::Popf | M::Popfd | M::Popfq => Self::Flag,
+            M::Lahf
+            | M::Sahf
+            | M::Clc
+            | M::Stc
+            | M::Cmc
+            | M::Cld
+            | M::Std
+            | M::Pushf
+            | M::Pushfd
+            | M::Pushfq
+            | M::Popf
+            | M::Popfd
+            | M::Popfq => Self::Flag,
             _ if info.is_stack_instruction() => Self::Stack,
-            M::Shl | M::Shr | M::Sal | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld
+            M::Shl
+            | M::Shr
+            | M::Sal
+            | M::Sar
+            | M::Rol
+            | M::Ror
+            | M::Rcl
+            | M::Rcr
+            | M::Shld
             | M::Shrd => Self::Shift,
-            M::Bt | M::Bts | M::Btr | M::Btc | M::Bsf | M::Bsr | M::Popcnt | M::Lzcnt | M::Tzcnt
-            | M::Crc32 | M::Bswap | M::Movbe => Self::Bit,
-            M::Nop | M::Pause | M::Lfence | M::Mfence | M::Sfence | M::Serialize | M::Clflush
-            | M::Clflushopt | M::Clwb | M::Cldemote | M::Movdiri | M::Movdir64b
-            | M::Reservednop | M::Endbr32 | M::Endbr64 => Self::Cache,
+            M::Bt
+            | M::Bts
+            | M::Btr
+            | M::Btc
+            | M::Bsf
+            | M::Bsr
+            | M::Popcnt
+            | M::Lzcnt
+            | M::Tzcnt
+            | M::Crc32
+            | M::Bswap
+            | M::Movbe => Self::Bit,
+            M::Nop
+            | M::Pause
+            | M::Lfence
+            | M::Mfence
+            | M::Sfence
+            | M::Serialize
+            | M::Clflush
+            | M::Clflushopt
+            | M::Clwb
+            | M::Cldemote
+            | M::Movdiri
+            | M::Movdir64b
+            | M::Reservednop
+            | M::Endbr32
+            | M::Endbr64 => Self::Cache,
             _ if text.starts_with("PREFETCH") => Self::Cache,
             _ if text.starts_with("CMOV") || text.starts_with("SET") => Self::Conditional,
-            M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Xlatb | M::Cbw | M::Cwde
-            | M::Cdqe | M::Cwd | M::Cdq | M::Cqo => Self::Move,
+            M::Mov
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Lea
+            | M::Xlatb
+            | M::Cbw
+            | M::Cwde
+            | M::Cdqe
+            | M::Cwd
+            | M::Cdq
+            | M::Cqo => Self::Move,
             _ => Self::Arithmetic,
         }
     }
 }
 
 fn is_system(code: Code, info: &OpCodeInfo) -> bool {
-    let interrupts = matches!(
-        code.flow_control(),
-        FlowControl::Interrupt | FlowControl::Exception
-    ) || code == Code::Syscall;
+    let interrupts = matches!(code.flow_control(), FlowControl::Interrupt | FlowControl::Exception)
+        || code == Code::Syscall;
     interrupts || !info.cpl3() || info.is_privileged() || info.is_input_output()
 }
 
@@ -159,9 +225,21 @@ fn is_control(code: Code, info: &OpCodeInfo) -> bool {
     info.is_save_restore()
         || matches!(
             code.mnemonic(),
-            M::Fldenv | M::Fnstenv | M::Fldcw | M::Fnstcw | M::Fnsave | M::Frstor | M::Ldmxcsr
-                | M::Stmxcsr | M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Fninit
-                | M::Fnclex | M::Emms
+            M::Fldenv
+                | M::Fnstenv
+                | M::Fldcw
+                | M::Fnstcw
+                | M::Fnsave
+                | M::Frstor
+                | M::Ldmxcsr
+                | M::Stmxcsr
+                | M::Fxsave
+                | M::Fxsave64
+                | M::Fxrstor
+                | M::Fxrstor64
+                | M::Fninit
+                | M::Fnclex
+                | M::Emms
         )
 }
 

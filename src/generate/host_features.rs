@@ -20,9 +20,29 @@ impl HostFeatures {
         use CpuidFeature as F;
         let mut features = Self::default();
         for feature in [
-            F::INTEL8086, F::INTEL186, F::INTEL286, F::INTEL386, F::INTEL486, F::X64, F::FPU,
-            F::FPU287, F::FPU387, F::CMOV, F::CX8, F::MMX, F::SSE, F::SSE2, F::FXSR, F::CLFSH,
-            F::MULTIBYTENOP, F::PAUSE, F::SYSCALL, F::TSC, F::MSR, F::CPUID, F::SEP,
+            F::INTEL8086,
+            F::INTEL186,
+            F::INTEL286,
+            F::INTEL386,
+            F::INTEL486,
+            F::X64,
+            F::FPU,
+            F::FPU287,
+            F::FPU387,
+            F::CMOV,
+            F::CX8,
+            F::MMX,
+            F::SSE,
+            F::SSE2,
+            F::FXSR,
+            F::CLFSH,
+            F::MULTIBYTENOP,
+            F::PAUSE,
+            F::SYSCALL,
+            F::TSC,
+            F::MSR,
+            F::CPUID,
+            F::SEP,
         ] {
             features.insert(feature);
         }

@@ -144,8 +144,15 @@ pub(super) fn operand_forms(
     let either = |kind: &K| {
         matches!(
             kind,
-            K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mm_or_mem
-                | K::xmm_or_mem | K::ymm_or_mem | K::zmm_or_mem | K::k_or_mem
+            K::r8_or_mem
+                | K::r16_or_mem
+                | K::r32_or_mem
+                | K::r64_or_mem
+                | K::mm_or_mem
+                | K::xmm_or_mem
+                | K::ymm_or_mem
+                | K::zmm_or_mem
+                | K::k_or_mem
         )
     };
     let only_memory = |kind: &K| {

@@ -4,7 +4,7 @@
 use iced_x86::{Code, Instruction, Register};
 
 use super::build::{Picker, gpr8, vector_register};
-use super::layout::{DATA_BYTES, LayoutKind};
+use super::layout::DATA_BYTES;
 use super::operand::Operand;
 use super::template::{Special, Template};
 use super::values;
@@ -131,7 +131,7 @@ impl Writer<'_, '_, '_> {
             180..=191 => start + border,
             192..=199 => start + last,
             200..=209 => self.layout.stack() + self.choices.below(0x400) as u64,
-            210..=219 if self.layout.kind == LayoutKind::Alias => {
+            210..=219 if self.alias_live => {
                 self.layout.alias() + HOT_START + self.choices.below(HOT_BYTES) as u64
             }
             220..=239 if !access.written => {
@@ -222,8 +222,8 @@ impl Writer<'_, '_, '_> {
         }
         instruction.set_segment_prefix([Register::FS, Register::GS][which]);
         if self.choices.chance(128) {
-            set_displacement(instruction, rest, 4);
-            instruction.set_memory_displ_size(4);
+            instruction.set_memory_displ_size(8);
+            instruction.set_memory_displacement64(rest as u64);
         } else {
             instruction.set_memory_base(Register::RAX + u32::from(self.index.register));
             set_displacement(instruction, rest.wrapping_sub(self.index.value as i64), 8);

@@ -30,6 +30,9 @@ const TWO: &str = "two instructions: `wait` and the form without it";
 const STRUCTURE: &str = "only generated as the end of a program or the trigger of an event";
 const PREFIX: &str = "a branch whose operand size the host's decoder ignores";
 
+/// `int 0x80`, whose number is an immediate and so not in the table of opcodes.
+pub(super) const LEGACY_CALL: Refusal = Refusal { reason: KERNEL };
+
 /// Why `code` is never generated; `None` if it is.
 pub(super) fn refusal(code: Code, info: &OpCodeInfo, host: &HostFeatures) -> Option<Refusal> {
     let operands = info.op_kinds();
@@ -56,8 +59,18 @@ fn by_feature(feature: CpuidFeature) -> Option<&'static str> {
         F::RTM | F::HLE_or_RTM | F::TSXLDTRK => TRANSACTION,
         F::ENQCMD | F::PTWRITE | F::LWP | F::UINTR => ACCELERATOR,
         F::CET_SS => SHADOW,
-        F::VMX | F::SVM | F::SMX | F::SGX1 | F::SKINIT | F::SKINIT_or_SVM | F::KL | F::AESKLE
-        | F::WIDE_KL | F::TDX | F::SEV_ES | F::SEV_SNP => MACHINE,
+        F::VMX
+        | F::SVM
+        | F::SMX
+        | F::SGX1
+        | F::SKINIT
+        | F::SKINIT_or_SVM
+        | F::KL
+        | F::AESKLE
+        | F::WIDE_KL
+        | F::TDX
+        | F::SEV_ES
+        | F::SEV_SNP => MACHINE,
         _ => return None,
     })
 }
@@ -81,7 +94,11 @@ fn is_segment_load(code: Code, operands: &[OpCodeOperandKind]) -> bool {
     use OpCodeOperandKind as K;
     let far = matches!(
         code,
-        Code::Jmp_m1616 | Code::Jmp_m1632 | Code::Jmp_m1664 | Code::Call_m1616 | Code::Call_m1632
+        Code::Jmp_m1616
+            | Code::Jmp_m1632
+            | Code::Jmp_m1664
+            | Code::Call_m1616
+            | Code::Call_m1632
             | Code::Call_m1664
     );
     let pop = code.mnemonic() == Mnemonic::Pop && matches!(operands, [K::fs | K::gs]);

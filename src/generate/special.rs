@@ -23,6 +23,9 @@ impl Writer<'_, '_, '_> {
         if members.is_empty() {
             return;
         }
+        if self.choices.rarely(500) {
+            self.refuse();
+        }
         for _ in 0..4 {
             let number = members[self.choices.below(members.len())];
             let template = &table.templates[usize::from(number)];
@@ -31,6 +34,15 @@ impl Writer<'_, '_, '_> {
             }
         }
         self.emit(&Instruction::with(Code::Nopd));
+    }
+
+    /// Draws one of the forms that are refused, and counts it.
+    fn refuse(&mut self) {
+        let codes = &self.table.refused_codes;
+        if !codes.is_empty() {
+            let code = codes[self.choices.below(codes.len())];
+            self.refused.extend(self.table.refusal(code));
+        }
     }
 
     /// Whether an instruction may stand where the program now is.
@@ -204,7 +216,8 @@ impl Writer<'_, '_, '_> {
         self.load(5, frame);
         let mut instruction = build(template, self);
         if template.special == Special::Enter {
-            let (bytes, level) = (self.choices.below(64), self.choices.pick(&[0, 0, 1, 1, 2, 3, 9]));
+            let (bytes, level) =
+                (self.choices.below(64), self.choices.pick(&[0, 0, 1, 1, 2, 3, 9]));
             instruction.set_immediate16(bytes as u16 * 2);
             instruction.set_immediate8_2nd(level);
         }
@@ -267,7 +280,8 @@ impl Writer<'_, '_, '_> {
             _ => Instruction::with1(Code::Pushq_imm32, flags as u32 as i32),
         };
         self.emit_made(push);
-        self.emit(&build(template, self));
+        let instruction = build(template, self);
+        self.emit(&instruction);
     }
 
     /// MOVDIR64B, whose register operand is an address.

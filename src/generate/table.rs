@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use iced_x86::{
-    Code, Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
-};
+use iced_x86::{Code, Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
 
 use super::HostFeatures;
 use super::family::Family;
 use super::form::{Form, FormId, OperandForm};
-use super::operand::operand_forms;
+use super::operand::{Operand, operand_forms};
 use super::refused::{Refusal, refusal};
 use super::template::Template;
 
@@ -67,7 +65,7 @@ impl FormTable {
         let info = code.op_code();
         for operand_form in operand_forms(info.op_kinds(), info.can_broadcast()) {
             let id = FormId(self.templates.len() as u16);
-            let Some(template) = Template::new(code, *operand_form, id, information) else {
+            let Some(template) = Template::new(code, *operand_form, information) else {
                 self.refused.entry(OTHER_OPERANDS).or_default().push(code);
                 continue;
             };
@@ -117,9 +115,8 @@ impl FormTable {
 fn decodes_back(template: &Template) -> bool {
     let mut encoder = Encoder::new(64);
     let mut sample = template.sample();
-    sample.set_near_branch64(SAMPLE_ADDRESS + 0x20);
-    if !template.operands().contains(&super::operand::Operand::Target) {
-        sample = template.sample();
+    if template.operands().contains(&Operand::Target) {
+        sample.set_near_branch64(SAMPLE_ADDRESS + 0x20);
     }
     if encoder.encode(&sample, SAMPLE_ADDRESS).is_err() {
         return false;

@@ -2,13 +2,13 @@
 //! tables, so that making one is a matter of picking operands.
 
 use iced_x86::{
-    Code, CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory,
-    MemorySize, Mnemonic, OpAccess, OpCodeInfo, OpKind, Register,
+    Code, CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, MemorySize,
+    Mnemonic, OpAccess, OpCodeInfo, OpKind, Register,
 };
 
 use super::build::{SamplePicker, build};
 use super::family::Family;
-use super::form::{Form, FormId, OperandForm};
+use super::form::{Form, OperandForm};
 use super::operand::Operand;
 
 /// What an instruction needs around it to make sense.
@@ -60,7 +60,6 @@ pub(super) enum Special {
 #[derive(Clone, Debug)]
 pub(super) struct Template {
     pub code: Code,
-    pub form: FormId,
     pub operand_form: OperandForm,
     pub family: Family,
     pub special: Special,
@@ -94,7 +93,6 @@ impl Template {
     pub(super) fn new(
         code: Code,
         operand_form: OperandForm,
-        form: FormId,
         information: &mut InstructionInfoFactory,
     ) -> Option<Self> {
         let info = code.op_code();
@@ -107,7 +105,6 @@ impl Template {
         let family = Family::of(code, info, &operands[..count]);
         let mut template = Self {
             code,
-            form,
             operand_form,
             family,
             special: special(code, info, operand_form),
@@ -156,7 +153,9 @@ impl Template {
         let writes = |access| {
             matches!(
                 access,
-                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite
+                OpAccess::Write
+                    | OpAccess::CondWrite
+                    | OpAccess::ReadWrite
                     | OpAccess::ReadCondWrite
             )
         };
@@ -197,10 +196,25 @@ fn alignment(template: &Template, info: &OpCodeInfo) -> u16 {
     let size = template.memory_bytes;
     match info.mnemonic() {
         M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Cmpxchg16b => 16,
-        M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Pcmpestri | M::Pcmpestri64
-        | M::Pcmpestrm | M::Pcmpestrm64 | M::Pcmpistri | M::Pcmpistrm => 1,
-        M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovdqa32 | M::Vmovdqa64 | M::Vmovntps
-        | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa => size,
+        M::Movups
+        | M::Movupd
+        | M::Movdqu
+        | M::Lddqu
+        | M::Pcmpestri
+        | M::Pcmpestri64
+        | M::Pcmpestrm
+        | M::Pcmpestrm64
+        | M::Pcmpistri
+        | M::Pcmpistrm => 1,
+        M::Vmovaps
+        | M::Vmovapd
+        | M::Vmovdqa
+        | M::Vmovdqa32
+        | M::Vmovdqa64
+        | M::Vmovntps
+        | M::Vmovntpd
+        | M::Vmovntdq
+        | M::Vmovntdqa => size,
         // A locked access across two cache lines stops the whole machine, and Linux punishes it.
         M::Xchg => size,
         M::Vgf2p8mulb => 1,
@@ -265,11 +279,37 @@ fn is_baseline(code: Code, info: &OpCodeInfo) -> bool {
         && code.cpuid_features().iter().all(|feature| {
             matches!(
                 feature,
-                F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64
-                    | F::FPU | F::FPU287 | F::FPU387 | F::CMOV | F::CX8 | F::MMX | F::SSE
-                    | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2 | F::FXSR | F::CLFSH
-                    | F::MULTIBYTENOP | F::PAUSE | F::AES | F::PCLMULQDQ | F::POPCNT | F::MOVBE
-                    | F::LZCNT | F::BMI1 | F::CMPXCHG16B | F::FSGSBASE | F::PREFETCHW
+                F::INTEL8086
+                    | F::INTEL186
+                    | F::INTEL286
+                    | F::INTEL386
+                    | F::INTEL486
+                    | F::X64
+                    | F::FPU
+                    | F::FPU287
+                    | F::FPU387
+                    | F::CMOV
+                    | F::CX8
+                    | F::MMX
+                    | F::SSE
+                    | F::SSE2
+                    | F::SSE3
+                    | F::SSSE3
+                    | F::SSE4_1
+                    | F::SSE4_2
+                    | F::FXSR
+                    | F::CLFSH
+                    | F::MULTIBYTENOP
+                    | F::PAUSE
+                    | F::AES
+                    | F::PCLMULQDQ
+                    | F::POPCNT
+                    | F::MOVBE
+                    | F::LZCNT
+                    | F::BMI1
+                    | F::CMPXCHG16B
+                    | F::FSGSBASE
+                    | F::PREFETCHW
             )
         })
 }

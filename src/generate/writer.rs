@@ -35,7 +35,7 @@ pub(super) struct Fixup {
 }
 
 /// The most bytes that a program may have before its last instruction.
-pub(super) const MOST_CODE: usize = 2400;
+pub(super) const MOST_CODE: usize = 1800;
 
 /// See the file's head.
 pub(super) struct Writer<'table, 'choices, 'bytes> {
@@ -66,6 +66,8 @@ pub(super) struct Writer<'table, 'choices, 'bytes> {
     pub high_bytes: bool,
     /// The code may run at another address, so nothing in it may be relative to RIP but branches.
     pub relocated: bool,
+    /// The data have a second address.
+    pub alias_live: bool,
     /// What is emitted now is executed by every run that comes to the end.
     pub certain: bool,
     /// Only instructions that leave the stack alone.
@@ -106,6 +108,7 @@ impl<'table, 'choices, 'bytes> Writer<'table, 'choices, 'bytes> {
             prepared: false,
             high_bytes: false,
             relocated: false,
+            alias_live: false,
             certain: true,
             balanced: false,
             depth: 0,
@@ -228,6 +231,14 @@ impl<'table, 'choices, 'bytes> Writer<'table, 'choices, 'bytes> {
                 self.load(known.register, known.value);
             }
         }
+    }
+
+    /// A copy of the bytes from `start` on.
+    pub(super) fn bytes_from(&mut self, start: usize) -> Vec<u8> {
+        let bytes = self.encoder.take_buffer();
+        let copy = bytes[start..].to_vec();
+        self.encoder.set_buffer(bytes);
+        copy
     }
 
     /// The finished code.

@@ -35,8 +35,6 @@ const ALLOWED: [libc::c_long; 4] =
 const SIGNALS: [libc::c_int; 6] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS];
 
-/// Processor time after which a leg is a run-away.
-const LEG_TIME: Duration = Duration::from_millis(20);
 /// How often the processor time is looked at.
 const LEG_CHECK: Duration = Duration::from_millis(20);
 /// Time on the clock after which a child that uses no processor time is given up.
@@ -69,11 +67,14 @@ pub(super) struct Child {
     shared: MmapRaw,
     base: u64,
     sequence: u32,
+    /// Processor time after which a leg is a run-away.
+    leg_time: Duration,
 }
 
 impl Child {
-    /// Starts a child whose span begins at `base`, with `memory` as what guests will be mapped from.
-    pub(super) fn start(base: u64, memory: &File) -> io::Result<Self> {
+    /// Starts a child whose span begins at `base`, with `memory` as what guests will be mapped from;
+    /// legs that use more processor time than `leg_time` are ended.
+    pub(super) fn start(base: u64, memory: &File, leg_time: Duration) -> io::Result<Self> {
         let stub = Stub::assemble(base)?;
         let mut program = memfd("tregion-stub")?;
         program.write_all(&stub.program)?;
@@ -91,7 +92,7 @@ impl Child {
         let mut command = Command::new(path);
         command.env_clear().stdin(area).stdout(memory.try_clone()?).stderr(Stdio::null());
         let process = spawn(command)?;
-        let mut child = Self { process, shared, base, sequence: 0 };
+        let mut child = Self { process, shared, base, sequence: 0, leg_time };
         pin_like_caller(child.process.id())?;
         child.set_up(&stub)?;
         Ok(child)
@@ -158,7 +159,7 @@ impl Child {
                 Err(_) => return Answer::Lost(Loss::Hung),
             }
             let used = self.processor_time().unwrap_or_default();
-            if used.saturating_sub(*used_before.get_or_insert(used)) >= LEG_TIME {
+            if used.saturating_sub(*used_before.get_or_insert(used)) >= self.leg_time {
                 self.kill();
                 return Answer::RanOn;
             }

@@ -6,7 +6,7 @@
 
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic};
 
-use super::{Broken, LegEnd, Observer, Run, Silicon};
+use super::{Broken, LEG_TIME, LegEnd, Observer, Run, Silicon};
 use crate::case::{Case, ExceptionVector, Outcome, PageChange, Stop, Trigger};
 use crate::engine::Unsupported;
 use crate::guest::{Flag, GuestAddress, State};
@@ -25,6 +25,8 @@ pub struct Step {
     pub code: Vec<u8>,
     /// Events applied before.
     pub events_applied: usize,
+    /// Instructions of this leg executed before.
+    pub executed_in_leg: u64,
 }
 
 impl Step {
@@ -64,9 +66,10 @@ impl Silicon {
                 memory: silicon.memory.changes(run.case),
                 code: silicon.memory.read(&run.map, GuestAddress(run.state.rip), 15),
                 events_applied: run.events_applied,
+                executed_in_leg: run.executed_in_leg,
             });
         };
-        let (run, stop) = self.run_observed(case, Some(&mut observe))?;
+        let (run, stop) = self.run_observed(case, LEG_TIME, Some(&mut observe))?;
         let memory = if stop.is_exact() { self.memory.changes(case) } else { Vec::new() };
         let outcome =
             Outcome { stop, events_applied: run.events_applied, state: run.state, memory };
@@ -81,7 +84,7 @@ impl Silicon {
         trigger: Option<Trigger>,
         mut observer: Option<&mut Observer<'_>>,
     ) -> Result<LegEnd, Broken> {
-        let mut in_leg = 0;
+        run.executed_in_leg = 0;
         let mut fresh = true;
         for _ in 0..MAX_STEPS {
             if fresh {
@@ -106,10 +109,10 @@ impl Silicon {
                 StepEnd::Done => {}
             }
             fresh = true;
-            in_leg += 1;
+            run.executed_in_leg += 1;
             run.executed += 1;
             let met = match trigger {
-                Some(Trigger::Count(count)) => in_leg == count,
+                Some(Trigger::Count(count)) => run.executed_in_leg == count,
                 Some(Trigger::Breakpoint(address)) => run.state.rip == address.0,
                 Some(Trigger::Halt) | None => false,
             };

@@ -2,9 +2,16 @@
 //! library and the only one of this engine with `unsafe`.
 //!
 //! A machine is made once: 64-bit, user privilege (CPL 3, by an `iretq` through a table of
-//! descriptors that is then taken away again), identity translation, no `until` address. Its state
-//! after that is the *pristine* one, to which [`Machine::reset`] goes back, so that nothing of a case
-//! (a fault in flight, a register that a case cannot name) lasts until the next.
+//! descriptors that is then taken away again), no `until` address. Its state after that is the
+//! *pristine* one, to which [`Machine::reset`] goes back, so that nothing of a case (a fault in
+//! flight, a register that a case cannot name) lasts until the next.
+//!
+//! All of the case's memory is mapped once, at a physical address that no guest address can be. What
+//! the guest finds at its own addresses is the answer of a [`PageTable`] to a TLB miss. That makes a
+//! change of the map as cheap as a TLB flush, where mapping a page takes Unicorn tens of
+//! microseconds; and aliases are one memory to Unicorn, so that it sees code being written under
+//! another address. An access that the table does not permit is sent to the physical address that
+//! equals the guest's, where nothing is, so that the hook for invalid accesses tells the address.
 #![allow(unsafe_code, reason = "calls Unicorn's C interface and maps host memory into it")]
 
 use std::cell::UnsafeCell;
@@ -16,22 +23,29 @@ use std::time::Duration;
 
 use memmap2::{MmapOptions, MmapRaw};
 use unicorn_engine::{
-    Arch, ControlType, HookType, MemType, Mode, Prot, RegisterX86, TlbType, X86CpuModel, X86Insn,
+    Arch, ControlType, HookType, MemType, Mode, Prot, RegisterX86, TlbEntry, TlbType, X86CpuModel, X86Insn,
     uc_x86_mmr, uc_context, uc_context_alloc, uc_context_restore, uc_context_save, uc_ctl, uc_emu_start,
     uc_emu_stop, uc_engine, uc_error, uc_free, uc_hook_add, uc_mem_map, uc_mem_map_ptr,
-    uc_mem_protect, uc_mem_read, uc_mem_unmap, uc_mem_write, uc_open, uc_close, uc_reg_read_batch,
+    uc_mem_read, uc_mem_unmap, uc_mem_write, uc_open, uc_close, uc_reg_read_batch,
     uc_reg_write, uc_reg_write_batch, uc_version,
 };
 
 use super::observer::{Access, Observer};
 use super::registers::{REGISTER_COUNT, REGISTER_NUMBERS, RegisterFile};
-use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE, Permissions};
+use super::page_table::PageTable;
+use crate::guest::{GuestRange, PAGE_SIZE, Permissions};
 
 /// An error code of the library.
 pub(super) type Error = uc_error;
 
-/// Bytes for translations. Small, so that they stay in the host's caches: each case brings new code.
-const TRANSLATION_BUFFER: u32 = 8 << 20;
+/// Bytes for translations. When they are nearly used up and a long block is to be translated, Unicorn
+/// tries again and again for hundreds of milliseconds; so there are enough of them for this many legs,
+/// behind which all translations are dropped and only the first few bytes are used again.
+const TRANSLATION_BUFFER: u32 = 64 << 20;
+const LEGS_PER_FLUSH: u32 = 256;
+
+/// The physical address of the case's memory: not canonical, so no guest address is the same.
+const MEMORY_BASE: u64 = 1 << 48;
 
 /// Which instrumentation is compiled into the code of a machine. It is fixed for a machine, because
 /// hooks that come or go later cost a flush of all translations.
@@ -41,8 +55,6 @@ pub(super) enum Instruments {
     None,
     /// Each instruction asks the observer whether to stop.
     Instructions,
-    /// And each store is shown to it.
-    InstructionsAndStores,
 }
 
 /// The version of the library that is linked, from the library itself.
@@ -66,6 +78,8 @@ pub(super) struct Machine {
     stopper: Stopper,
     /// The memfd with the case's memory, for the guest alone.
     view: MmapRaw,
+    /// How many page tables it has had.
+    legs: u32,
 }
 
 /// Stops a machine from another thread, for as long as it exists.
@@ -123,10 +137,11 @@ impl Machine {
         check(unsafe { uc_open(Arch::X86, Mode::MODE_64, &raw mut handle) })?;
         let observer = Box::new(UnsafeCell::new(Observer::default()));
         let stopper = Stopper(Arc::new(Mutex::new(Handle(handle))));
-        let mut machine = Self { handle, pristine: ptr::null_mut(), observer, stopper, view };
+        let mut machine = Self { handle, pristine: ptr::null_mut(), observer, stopper, view, legs: 0 };
         machine.configure()?;
         machine.enter_user_mode()?;
         machine.control(ControlType::UC_USE_EXITS, 1)?;
+        machine.map_memory()?;
         machine.add_hooks(instruments)?;
         machine.keep_pristine()?;
         Ok(machine)
@@ -135,7 +150,6 @@ impl Machine {
     fn configure(&mut self) -> Result<(), Error> {
         self.control(ControlType::CPU_MODEL, X86CpuModel::SKYLAKE_CLIENT as u32)?;
         self.control(ControlType::TCG_BUFFER_SIZE, TRANSLATION_BUFFER)?;
-        // Through the processor's own page tables, bits 52-63 of an address would be dropped.
         self.control(ControlType::TLB_TYPE, TlbType::VIRTUAL as u32)
     }
 
@@ -166,13 +180,12 @@ impl Machine {
         // SAFETY: no pointer is passed; no hook is there yet.
         check(unsafe { uc_emu_start(self.handle, CODE, AFTER, 0, 0) })?;
         self.set(RegisterX86::GDTR, &table(0))?;
-        // No task state, so that no port is permitted.
-        self.set(RegisterX86::TR, &uc_x86_mmr { selector: 0, base: 0, limit: 0, flags: 0 })?;
         // What Linux sets, but paging and alignment checks: MP, ET, NE, WP, PE; OSFXSR,
         // OSXMMEXCPT, FSGSBASE, OSXSAVE.
         self.set(RegisterX86::CR0, &0x1_0033_u64)?;
         self.set(RegisterX86::CR4, &0x5_0600_u64)?;
-        self.unmap(GuestRange::new(GuestAddress(PAGE), PAGE_SIZE).expect("a whole page"))
+        // SAFETY: no pointer is passed.
+        check(unsafe { uc_mem_unmap(self.handle, PAGE, PAGE_SIZE) })
     }
 
     fn keep_pristine(&mut self) -> Result<(), Error> {
@@ -218,61 +231,41 @@ impl Machine {
         check(unsafe { uc_reg_write_batch(self.handle, numbers, places.as_ptr(), count) })
     }
 
-    /// Maps the case's memory from `position` on into the guest.
-    pub(super) fn map(
-        &mut self,
-        range: GuestRange,
-        permissions: Permissions,
-        position: u64,
-    ) -> Result<(), Error> {
-        let (start, size) = (range.start().0, range.size());
-        assert!(position + size <= self.view.len() as u64, "a valid case fits into its memory");
-        let rights = protection(permissions).0;
-        // SAFETY: in bounds as just asserted, and the view lives as long as the handle. Nobody has a
-        // reference into the view; others see the same memory through views of their own.
+    fn map_memory(&mut self) -> Result<(), Error> {
+        let (host, size) = (self.view.as_mut_ptr(), self.view.len() as u64);
+        // SAFETY: the view lives as long as the handle. Nobody has a reference into it; others see the
+        // same memory through views of their own.
         check(unsafe {
-            let host = self.view.as_mut_ptr().add(position as usize);
-            uc_mem_map_ptr(self.handle, start, size, rights, host.cast())
+            uc_mem_map_ptr(self.handle, MEMORY_BASE, size, Prot::ALL.0, host.cast())
         })
     }
 
-    pub(super) fn unmap(&mut self, range: GuestRange) -> Result<(), Error> {
-        // SAFETY: no pointer is passed.
-        check(unsafe { uc_mem_unmap(self.handle, range.start().0, range.size()) })
-    }
-
-    pub(super) fn protect(
-        &mut self,
-        range: GuestRange,
-        permissions: Permissions,
-    ) -> Result<(), Error> {
-        let rights = protection(permissions).0;
-        // SAFETY: no pointer is passed.
-        check(unsafe { uc_mem_protect(self.handle, range.start().0, range.size(), rights) })
-    }
-
-    /// Drops all translations and all cached address translations.
-    pub(super) fn flush(&mut self) -> Result<(), Error> {
-        for what in [ControlType::TB_FLUSH, ControlType::TLB_FLUSH] {
-            // SAFETY: neither request has an argument.
-            check(unsafe {
-                uc_ctl(self.handle, ControlType(what.0 | ControlType::IO_WRITE.0))
-            })?;
+    /// Changes what the guest finds where, and drops all translations of code. To be called after
+    /// the bytes of code may have changed too.
+    pub(super) fn set_page_table(&mut self, table: PageTable) -> Result<(), Error> {
+        self.legs = self.legs.wrapping_add(1);
+        if self.legs.is_multiple_of(LEGS_PER_FLUSH) {
+            self.request(ControlType::TB_FLUSH)?;
+        } else {
+            // There can be translations only of what was executable until now.
+            let executable: Vec<GuestRange> = self.observer().pages.executable().collect();
+            executable.into_iter().try_for_each(|range| self.forget_code(range))?;
         }
-        Ok(())
+        self.observer().pages = table;
+        self.request(ControlType::TLB_FLUSH)
+    }
+
+    fn request(&mut self, what: ControlType) -> Result<(), Error> {
+        // SAFETY: the requests used here have no argument.
+        check(unsafe { uc_ctl(self.handle, ControlType(what.0 | ControlType::IO_WRITE.0)) })
     }
 
     /// Drops the translations of an executable range that lies in one mapping.
-    pub(super) fn forget_code(&mut self, range: GuestRange) -> Result<(), Error> {
+    fn forget_code(&mut self, range: GuestRange) -> Result<(), Error> {
         let request = ControlType(ControlType::TB_REMOVE_CACHE.0 | ControlType::IO_WRITE.0);
         let end = range.start().0 + range.size();
         // SAFETY: the request has two arguments of type `uint64_t`.
         check(unsafe { uc_ctl(self.handle, request, range.start().0, end) })
-    }
-
-    /// The bytes at `address`, zeros from the first on that is not mapped.
-    pub(super) fn read_memory<const LENGTH: usize>(&self, address: u64) -> [u8; LENGTH] {
-        read_memory(self.handle, address)
     }
 
     /// Runs the guest from `address` until it stops by itself or is asked to.
@@ -297,14 +290,12 @@ impl Machine {
             | HookType::MEM_READ_PROT.0
             | HookType::MEM_WRITE_PROT.0
             | HookType::MEM_FETCH_PROT.0;
+        self.add_hook(HookType::TLB_FILL.0, on_tlb_miss as *mut c_void)?;
         self.add_hook(HookType::INTR.0, on_interrupt as *mut c_void)?;
         self.add_hook(invalid, on_invalid_access as *mut c_void)?;
         self.add_hook(HookType::INSN.0, on_system_call as *mut c_void)?;
         if instruments != Instruments::None {
             self.add_hook(HookType::CODE.0, on_instruction as *mut c_void)?;
-        }
-        if instruments == Instruments::InstructionsAndStores {
-            self.add_hook(HookType::MEM_WRITE.0, on_store as *mut c_void)?;
         }
         Ok(())
     }
@@ -344,17 +335,13 @@ fn protection(permissions: Permissions) -> Prot {
     }
 }
 
-fn read_memory<const LENGTH: usize>(handle: *mut uc_engine, address: u64) -> [u8; LENGTH] {
-    let mut bytes = [0; LENGTH];
-    let mut read = |length: usize| {
-        // SAFETY: the library writes `length` bytes, no more than there are, or none.
-        unsafe { uc_mem_read(handle, address, bytes.as_mut_ptr().cast(), length as u64) }
-    };
-    if read(LENGTH) != uc_error::OK {
-        let to_page_end = PAGE_SIZE - address % PAGE_SIZE;
-        read((to_page_end as usize).min(LENGTH));
+/// The right that an access of this kind needs.
+fn needed(kind: MemType) -> Prot {
+    match kind {
+        MemType::WRITE | MemType::WRITE_UNMAPPED | MemType::WRITE_PROT => Prot::WRITE,
+        MemType::FETCH | MemType::FETCH_UNMAPPED | MemType::FETCH_PROT => Prot::EXEC,
+        _ => Prot::READ,
     }
-    bytes
 }
 
 /// The observer behind a hook's data pointer.
@@ -375,6 +362,26 @@ extern "C" fn on_interrupt(handle: *mut uc_engine, vector: u32, data: *mut c_voi
     }
 }
 
+extern "C" fn on_tlb_miss(
+    _handle: *mut uc_engine,
+    page: u64,
+    kind: MemType,
+    answer: *mut TlbEntry,
+    data: *mut c_void,
+) -> bool {
+    // SAFETY: as in `on_interrupt`; but outside a run too, when code is forgotten.
+    let found = unsafe { observer(data) }.pages.find(page);
+    let needed = needed(kind);
+    let permitted = found.map(|(position, permissions)| (position, protection(permissions)));
+    let entry = match permitted.filter(|(_, rights)| rights.0 & needed.0 != 0) {
+        Some((position, perms)) => TlbEntry { paddr: MEMORY_BASE + position, perms },
+        None => TlbEntry { paddr: page, perms: needed },
+    };
+    // SAFETY: the library passes a place for the answer.
+    unsafe { answer.write(entry) };
+    true
+}
+
 extern "C" fn on_invalid_access(
     _handle: *mut uc_engine,
     kind: MemType,
@@ -383,9 +390,9 @@ extern "C" fn on_invalid_access(
     _value: i64,
     data: *mut c_void,
 ) -> bool {
-    let access = match kind {
-        MemType::WRITE_UNMAPPED | MemType::WRITE_PROT => Access::Write,
-        MemType::FETCH_UNMAPPED | MemType::FETCH_PROT => Access::Fetch,
+    let access = match needed(kind) {
+        Prot::WRITE => Access::Write,
+        Prot::EXEC => Access::Fetch,
         _ => Access::Read,
     };
     // SAFETY: as in `on_interrupt`.
@@ -401,30 +408,16 @@ extern "C" fn on_system_call(handle: *mut uc_engine, data: *mut c_void) {
     }
 }
 
-extern "C" fn on_instruction(
-    handle: *mut uc_engine,
-    address: u64,
-    _size: u32,
-    data: *mut c_void,
-) {
-    let read = || read_memory(handle, address);
-    // SAFETY: as in `on_interrupt`.
+extern "C" fn on_instruction(handle: *mut uc_engine, address: u64, _size: u32, data: *mut c_void) {
+    let read = |position: u64, bytes: &mut [u8]| {
+        let (place, size) = (bytes.as_mut_ptr().cast(), bytes.len() as u64);
+        // SAFETY: the library writes `size` bytes or none.
+        unsafe { uc_mem_read(handle, MEMORY_BASE + position, place, size) };
+    };
+    // SAFETY: as in `on_interrupt`; `read` does not use the observer.
     unsafe {
         if observer(data).instruction(address, read) {
             uc_emu_stop(handle);
         }
     }
-}
-
-extern "C" fn on_store(
-    _handle: *mut uc_engine,
-    _kind: MemType,
-    address: u64,
-    size: c_int,
-    _value: i64,
-    data: *mut c_void,
-) -> bool {
-    // SAFETY: as in `on_interrupt`.
-    unsafe { observer(data) }.store(address, size.unsigned_abs());
-    true
 }

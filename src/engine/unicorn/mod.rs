@@ -1,19 +1,19 @@
 //! [`Unicorn`]: the emulator of that name as an engine, version 2.1 with its core of QEMU 5.0.1.
 //!
-//! The guest's memory is the host's: each object of a case lies in one memfd, and what the case maps
-//! is that memory. Engine and mappings are kept from case to case. Unicorn notices neither that the
-//! host writes to code nor that code is written under another address, so translations are dropped
-//! before each case and after each event, and cases with writable aliases of code run on a machine
-//! that watches stores. Counts and breakpoints need a call before each instruction; cases that have
-//! them run on a machine of their own too, so that the others run at full speed.
+//! The guest's memory is the host's: the objects of a case lie in one memfd, which is the machine's
+//! physical memory, and a page table of ours says what the guest finds where. The machine is kept
+//! from case to case. Unicorn does not notice that the host writes to code, so translations are
+//! dropped before each case and after each event. Counts and breakpoints need a call before each
+//! instruction; cases that have them run on a machine of their own, so that the others run at full
+//! speed.
 //!
 //! Guests run at privilege level 3. A `hlt` there is a general-protection fault, which ends a leg as
 //! it does on silicon.
 
 mod filter;
 mod library;
-mod mappings;
 mod observer;
+mod page_table;
 mod registers;
 mod watchdog;
 
@@ -23,17 +23,17 @@ use std::time::Duration;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 
 use self::library::{Error, Instruments, Machine};
-use self::mappings::{GuestMemory, has_code_aliases};
-use self::observer::{Access, Pause};
+use self::observer::{Access, Observer, Pause};
+use self::page_table::PageTable;
 use self::registers::RegisterFile;
 use self::watchdog::Watchdog;
 use super::case_memory::CaseMemory;
 use super::{Capabilities, Engine, Unsupported, Visible};
-use crate::case::{Action, Case, ExceptionVector, MapModel, Outcome, Stop, Trigger};
+use crate::case::{Action, Case, Event, ExceptionVector, MapModel, Outcome, Stop, Trigger};
 use crate::guest::{GuestAddress, Permissions, State};
 
 /// Processor time that one leg may take.
-const LEG_LIMIT: Duration = Duration::from_millis(100);
+const LEG_LIMIT: Duration = Duration::from_millis(200);
 
 /// See the file's head.
 pub struct Unicorn {
@@ -42,13 +42,7 @@ pub struct Unicorn {
     capabilities: Capabilities,
     filtered: bool,
     /// By [`Instruments`], made when first needed, given up when the library reports an error.
-    machines: [Option<Guest>; 3],
-}
-
-/// A machine and what is mapped in it.
-struct Guest {
-    machine: Machine,
-    mapped: GuestMemory,
+    machines: [Option<Machine>; 2],
 }
 
 /// A case under way.
@@ -75,7 +69,7 @@ impl Unicorn {
             watchdog: Watchdog::start(LEG_LIMIT)?,
             capabilities: capabilities(),
             filtered: true,
-            machines: [None, None, None],
+            machines: [None, None],
         })
     }
 
@@ -91,19 +85,16 @@ impl Unicorn {
         library::entry_point()
     }
 
-    fn run_on(&mut self, guest: &mut Guest, case: &Case) -> Result<Outcome, Error> {
+    fn run_on(&mut self, machine: &mut Machine, case: &Case) -> Result<Outcome, Error> {
         self.memory.load(case);
         let map = MapModel::initial(case);
         let state = case.state.clone();
         let mut run = Run { case, map, state, events_applied: 0, executed: 0 };
-        guest.load(&self.memory, &run.map, Staleness::Contents)?;
         let stop = loop {
-            match guest.leg(&mut run, &self.watchdog)? {
+            machine.set_page_table(PageTable::new(&self.memory, &run.map))?;
+            match self.leg(machine, &mut run)? {
                 LegEnd::Stop(stop) => break stop,
-                LegEnd::Trigger => {
-                    self.apply_event(&mut run);
-                    guest.load(&self.memory, &run.map, Staleness::Everything)?;
-                }
+                LegEnd::Trigger => self.apply_event(&mut run),
             }
         };
         if !stop.is_exact() {
@@ -123,28 +114,94 @@ impl Unicorn {
         run.events_applied += 1;
     }
 
-    /// What has to be compiled into the guest's code for `case`.
-    fn instruments(&mut self, case: &Case) -> Instruments {
-        let mut map = MapModel::initial(case);
-        self.memory.load(case);
-        let mut aliases = has_code_aliases(&self.memory, &map);
-        for action in case.events.iter().flat_map(|event| &event.actions) {
-            map.apply(action).expect("the actions of a valid case can be carried out");
-            aliases |= changes_map(action) && has_code_aliases(&self.memory, &map);
+    fn leg(&mut self, machine: &mut Machine, run: &mut Run<'_>) -> Result<LegEnd, Error> {
+        let left = run.case.limit.map(|limit| limit - run.executed);
+        if left == Some(0) {
+            return Ok(LegEnd::Stop(Stop::Limit));
         }
-        let counts = |trigger| matches!(trigger, Trigger::Count(_) | Trigger::Breakpoint(_));
-        if aliases {
-            Instruments::InstructionsAndStores
-        } else if case.limit.is_some() || case.events.iter().any(|event| counts(event.trigger)) {
-            Instruments::Instructions
-        } else {
-            Instruments::None
+        let trigger = run.case.events.get(run.events_applied).map(|event| event.trigger);
+        let (wanted, breakpoint) = match trigger {
+            Some(Trigger::Count(count)) => (Some(count), None),
+            Some(Trigger::Breakpoint(address)) => (None, Some(address.0)),
+            Some(Trigger::Halt) | None => (None, None),
+        };
+        machine.observer().begin_leg(wanted.into_iter().chain(left).min(), breakpoint);
+        let end = self.run_to_end(machine, run)?;
+        let done = machine.observer().done;
+        run.executed += done;
+        Ok(match end {
+            End::Pause(Pause::Count) if wanted != Some(done) => LegEnd::Stop(Stop::Limit),
+            End::Pause(_) => LegEnd::Trigger,
+            End::Stop(Stop::Halt) if trigger == Some(Trigger::Halt) => {
+                run.executed += 1;
+                LegEnd::Trigger
+            }
+            End::Stop(stop) => LegEnd::Stop(stop),
+        })
+    }
+
+    /// Runs the guest until it pauses or stops, and takes over its registers.
+    fn run_to_end(&mut self, machine: &mut Machine, run: &mut Run<'_>) -> Result<End, Error> {
+        machine.reset()?;
+        machine.write_registers(RegisterFile::from_state(&run.state))?;
+        self.watchdog.begin(machine.stopper());
+        let result = machine.start(run.state.rip);
+        if self.watchdog.end() {
+            return Ok(End::Stop(Stop::TimeLimit));
+        }
+        machine.read_registers()?.into_state(&mut run.state);
+        self.interpret(machine.observer(), run, result)
+    }
+
+    fn interpret(
+        &self,
+        observer: &mut Observer,
+        run: &mut Run<'_>,
+        result: Result<(), Error>,
+    ) -> Result<End, Error> {
+        if let Some((Access::Fetch, _)) = observer.fault {
+            observer.fetch_failed(run.state.rip);
+        }
+        if let Some(pause) = observer.pause {
+            return Ok(End::Pause(pause));
+        }
+        if observer.system_call {
+            run.state.gpr[1] = run.state.rip;
+            run.state.gpr[11] = run.state.rflags;
+            return Ok(End::Stop(Stop::SystemCall));
+        }
+        Ok(End::Stop(match (observer.fault, observer.interrupt, result) {
+            (Some((access, address)), ..) => page_fault(&run.map, access, address),
+            (None, Some(vector), _) => self.interrupt(run, vector),
+            (None, None, Err(Error::INSN_INVALID)) => exception(ExceptionVector::UD),
+            (None, None, Err(error)) => return Err(error),
+            (None, None, Ok(())) => Stop::Halt,
+        }))
+    }
+
+    fn interrupt(&self, run: &mut Run<'_>, vector: u32) -> Stop {
+        if vector == 0x80 {
+            return Stop::LegacySystemCall;
+        }
+        let vector = ExceptionVector(vector as u8);
+        match self.halt_length(run) {
+            Some(length) if vector == ExceptionVector::GP => {
+                run.state.rip = run.state.rip.wrapping_add(length);
+                Stop::Halt
+            }
+            _ => exception(vector),
         }
     }
-}
 
-fn changes_map(action: &Action) -> bool {
-    !matches!(action, Action::Write { .. } | Action::ExitRequest)
+    /// The length of the instruction at RIP if it is `hlt`.
+    fn halt_length(&self, run: &Run<'_>) -> Option<u64> {
+        let code = self.memory.read(&run.map, GuestAddress(run.state.rip), 15);
+        if code.first() == Some(&0xf4) {
+            return Some(1);
+        }
+        let instruction = Decoder::with_ip(64, &code, run.state.rip, DecoderOptions::NONE).decode();
+        (instruction.mnemonic() == Mnemonic::Hlt).then_some(instruction.len() as u64)
+    }
 }
 
 impl Engine for Unicorn {
@@ -168,141 +225,25 @@ impl Engine for Unicorn {
             return Err(lacking);
         }
         let failed = |error: Error| Unsupported::new(format!("Unicorn fails: {error}"));
-        let instruments = self.instruments(case);
-        let mut guest = match self.machines[instruments as usize].take() {
-            Some(guest) => guest,
-            None => Guest::new(instruments, &self.memory).map_err(failed)?,
+        let instruments = instruments(case);
+        let mut machine = match self.machines[instruments as usize].take() {
+            Some(machine) => machine,
+            None => Machine::new(instruments, self.memory.file()).map_err(failed)?,
         };
         // After an error the machine is not put back: who knows what state it is in.
-        let outcome = self.run_on(&mut guest, case).map_err(failed)?;
-        self.machines[instruments as usize] = Some(guest);
+        let outcome = self.run_on(&mut machine, case).map_err(failed)?;
+        self.machines[instruments as usize] = Some(machine);
         Ok(outcome)
     }
 }
 
-/// Which translations a machine may hold that are out of date.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Staleness {
-    /// Those of what is executable now, unless the map changes too.
-    Contents,
-    /// All.
-    Everything,
-}
-
-impl Guest {
-    fn new(instruments: Instruments, memory: &CaseMemory) -> Result<Self, Error> {
-        let machine = Machine::new(instruments, memory.file())?;
-        Ok(Self { machine, mapped: GuestMemory::default() })
-    }
-
-    /// Makes the machine's memory what `map` wants and drops what it remembers of any other.
-    fn load(
-        &mut self,
-        memory: &CaseMemory,
-        map: &MapModel,
-        staleness: Staleness,
-    ) -> Result<(), Error> {
-        let remapped = self.mapped.synchronize(&mut self.machine, memory, map)?;
-        if remapped || staleness == Staleness::Everything {
-            self.machine.observer().code_aliases = self.mapped.code_aliases();
-            return self.machine.flush();
-        }
-        self.mapped.executable().try_for_each(|range| self.machine.forget_code(range))
-    }
-
-    fn leg(&mut self, run: &mut Run<'_>, watchdog: &Watchdog) -> Result<LegEnd, Error> {
-        let left = run.case.limit.map(|limit| limit - run.executed);
-        if left == Some(0) {
-            return Ok(LegEnd::Stop(Stop::Limit));
-        }
-        let trigger = run.case.events.get(run.events_applied).map(|event| event.trigger);
-        let (wanted, breakpoint) = match trigger {
-            Some(Trigger::Count(count)) => (Some(count), None),
-            Some(Trigger::Breakpoint(address)) => (None, Some(address.0)),
-            Some(Trigger::Halt) | None => (None, None),
-        };
-        let count = wanted.into_iter().chain(left).min();
-        self.machine.reset()?;
-        self.machine.write_registers(RegisterFile::from_state(&run.state))?;
-        self.machine.observer().begin_leg(count, breakpoint);
-        let end = self.run_to_end(run, watchdog)?;
-        let done = self.machine.observer().done;
-        run.executed += done;
-        Ok(match end {
-            End::Pause(Pause::Count) if wanted != Some(done) => LegEnd::Stop(Stop::Limit),
-            End::Pause(_) => LegEnd::Trigger,
-            End::Stop(Stop::Halt) if trigger == Some(Trigger::Halt) => {
-                run.executed += 1;
-                LegEnd::Trigger
-            }
-            End::Stop(stop) => LegEnd::Stop(stop),
-        })
-    }
-
-    /// Runs the guest until it pauses or stops, and takes over its registers.
-    fn run_to_end(&mut self, run: &mut Run<'_>, watchdog: &Watchdog) -> Result<End, Error> {
-        let mut start = run.state.rip;
-        watchdog.begin(self.machine.stopper());
-        let result = loop {
-            let result = self.machine.start(start);
-            if self.machine.observer().pause != Some(Pause::StaleCode) {
-                break result;
-            }
-            start = self.machine.read_registers()?.rip();
-            self.machine.flush()?;
-            self.machine.observer().resume();
-        };
-        if watchdog.end() {
-            return Ok(End::Stop(Stop::TimeLimit));
-        }
-        self.machine.read_registers()?.into_state(&mut run.state);
-        self.interpret(run, result)
-    }
-
-    fn interpret(&mut self, run: &mut Run<'_>, result: Result<(), Error>) -> Result<End, Error> {
-        let observer = self.machine.observer();
-        if let Some((Access::Fetch, _)) = observer.fault {
-            observer.fetch_failed(run.state.rip);
-        }
-        if let Some(pause) = observer.pause {
-            return Ok(End::Pause(pause));
-        }
-        if observer.system_call {
-            run.state.gpr[1] = run.state.rip;
-            run.state.gpr[11] = run.state.rflags;
-            return Ok(End::Stop(Stop::SystemCall));
-        }
-        Ok(End::Stop(match (observer.fault, observer.interrupt, result) {
-            (Some((access, address)), ..) => page_fault(&run.map, access, address),
-            (None, Some(vector), _) => self.interrupt(run, vector),
-            (None, None, Err(Error::INSN_INVALID)) => exception(ExceptionVector::UD),
-            (None, None, Err(error)) => return Err(error),
-            (None, None, Ok(())) => Stop::Halt,
-        }))
-    }
-
-    fn interrupt(&mut self, run: &mut Run<'_>, vector: u32) -> Stop {
-        if vector == 0x80 {
-            return Stop::LegacySystemCall;
-        }
-        let vector = ExceptionVector(vector as u8);
-        match self.halt_length(run.state.rip) {
-            Some(length) if vector == ExceptionVector::GP => {
-                run.state.rip = run.state.rip.wrapping_add(length);
-                Stop::Halt
-            }
-            _ => exception(vector),
-        }
-    }
-
-    /// The length of the instruction at `rip` if it is `hlt`.
-    fn halt_length(&mut self, rip: u64) -> Option<u64> {
-        let code = self.machine.read_memory::<15>(rip);
-        if code.first() == Some(&0xf4) {
-            return Some(1);
-        }
-        let instruction = Decoder::with_ip(64, &code, rip, DecoderOptions::NONE).decode();
-        (instruction.mnemonic() == Mnemonic::Hlt).then_some(instruction.len() as u64)
+/// What has to be compiled into the guest's code for `case`.
+fn instruments(case: &Case) -> Instruments {
+    let counts = |event: &Event| matches!(event.trigger, Trigger::Count(_) | Trigger::Breakpoint(_));
+    if case.limit.is_some() || case.events.iter().any(counts) {
+        Instruments::Instructions
+    } else {
+        Instruments::None
     }
 }
 
@@ -337,6 +278,7 @@ fn capabilities() -> Capabilities {
         "An access to a non-canonical address is a page fault.",
         "Error codes other than those of page faults are not told.",
         "`int n` is reported as exception n, where an operating system refuses most of them.",
+        "`in` and `out` do nothing, where they fault in user mode.",
         "The x87 unit keeps neither its last opcode nor its pointers.",
     ];
     Capabilities {

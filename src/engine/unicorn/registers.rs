@@ -139,10 +139,6 @@ impl RegisterFile {
         file
     }
 
-    pub(super) fn rip(&self) -> u64 {
-        self.words[16]
-    }
-
     /// Takes over into `state` all that the library shows; the rest stays as it is.
     pub(super) fn into_state(self, state: &mut State) {
         state.gpr.copy_from_slice(&self.words[..16]);

@@ -1,0 +1,43 @@
+# `make help` lists what can be done. Everything builds in one profile, so that Unicorn, which takes
+# two minutes, is compiled once.
+
+CARGO ?= cargo
+SECONDS_CAMPAIGN ?= 60
+SEED ?= 1
+OUT ?= campaign
+
+.PHONY: help deps build campaign test check fuzz-smoke clean
+
+help:
+	@echo "make campaign    build, then compare Unicorn with this processor for $(SECONDS_CAMPAIGN) s"
+	@echo "make test        all tests"
+	@echo "make check       formatting, lints, documentation"
+	@echo "make fuzz-smoke  each cargo-fuzz target for 60 s (needs a nightly toolchain)"
+	@echo "make deps        install what the build needs beside Rust: cmake, a C compiler, libclang"
+
+deps:
+	@sh tests/install-build-tools.sh
+
+build: deps
+	$(CARGO) build --release
+
+campaign: build
+	@status=0; ./target/release/tregion fuzz --engines silicon,unicorn \
+		--seconds $(SECONDS_CAMPAIGN) --seed $(SEED) --out $(OUT) || status=$$?; \
+	if [ $$status -gt 1 ]; then exit $$status; fi
+
+test: deps
+	$(CARGO) test --release
+
+check: deps
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --all-targets -- --deny warnings
+	$(CARGO) clippy --release --all-targets --no-default-features -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --release --no-deps
+
+fuzz-smoke: deps
+	@sh tests/fuzz-smoke.sh
+
+clean:
+	$(CARGO) clean
+	rm -rf fuzz/target

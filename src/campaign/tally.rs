@@ -1,0 +1,100 @@
+//! What a campaign counts, so that one can see whether it looked at anything.
+
+use std::collections::BTreeMap;
+
+use crate::case::Stop;
+use crate::generate::{FormId, Program, ProgramKind};
+use crate::oracle::judge::Cost;
+
+/// Counts of one worker, or of all.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Cases judged.
+    pub cases: u64,
+    /// Cases by kind of program.
+    pub kinds: BTreeMap<ProgramKind, u64>,
+    /// Cases that ended at their final `hlt`, all events applied.
+    pub reached_end: u64,
+    /// The same, raw programs left out.
+    pub programs_reached_end: u64,
+    /// How often each form was executed for certain.
+    pub forms: BTreeMap<FormId, u64>,
+    /// What was refused, by reason: instructions by the generator, cases by an engine.
+    pub refused: BTreeMap<String, u64>,
+    /// Cases that were looked at for changed code.
+    pub traced: u64,
+    /// Of those, how many executed an instruction, had it changed, and executed it again.
+    pub changed_and_rerun: u64,
+    /// Cases in which an engine differed only in what the manual leaves undefined.
+    pub only_undefined: u64,
+    /// How silicon's runs ended.
+    pub stops: BTreeMap<String, u64>,
+    /// Events applied.
+    pub events_applied: u64,
+    /// Cost of each engine, silicon first.
+    pub costs: Vec<Cost>,
+}
+
+impl Tally {
+    /// Counts a program as generated.
+    pub fn program(&mut self, program: &Program) {
+        self.cases += 1;
+        *self.kinds.entry(program.kind).or_default() += 1;
+        for refusal in &program.refused {
+            self.refuse(refusal.reason);
+        }
+    }
+
+    /// Counts something that was refused.
+    pub fn refuse(&mut self, reason: &str) {
+        match self.refused.get_mut(reason) {
+            Some(count) => *count += 1,
+            None => drop(self.refused.insert(reason.to_owned(), 1)),
+        }
+    }
+
+    /// Counts silicon's outcome of a program.
+    pub fn outcome(&mut self, program: &Program, stop: Stop, events_applied: usize) {
+        self.events_applied += events_applied as u64;
+        let name = match stop {
+            Stop::Exception { vector, .. } => vector.to_string(),
+            other => other.to_string(),
+        };
+        *self.stops.entry(name).or_default() += 1;
+        let at_end = stop == Stop::Halt && events_applied == program.case.events.len();
+        if at_end {
+            self.reached_end += 1;
+            self.programs_reached_end += u64::from(program.kind != ProgramKind::Raw);
+            for form in &program.always_executed {
+                *self.forms.entry(*form).or_default() += 1;
+            }
+        }
+    }
+
+    /// Adds another worker's counts.
+    pub fn add(&mut self, other: Self) {
+        self.cases += other.cases;
+        self.reached_end += other.reached_end;
+        self.programs_reached_end += other.programs_reached_end;
+        self.traced += other.traced;
+        self.changed_and_rerun += other.changed_and_rerun;
+        self.only_undefined += other.only_undefined;
+        self.events_applied += other.events_applied;
+        add_counts(&mut self.kinds, other.kinds);
+        add_counts(&mut self.refused, other.refused);
+        add_counts(&mut self.stops, other.stops);
+        add_counts(&mut self.forms, other.forms);
+        self.costs.resize(self.costs.len().max(other.costs.len()), Cost::default());
+        for (cost, more) in self.costs.iter_mut().zip(other.costs) {
+            cost.cases += more.cases;
+            cost.time += more.time;
+        }
+    }
+}
+
+/// Adds the counts of `more` to those of `counts`.
+pub(super) fn add_counts<K: Ord>(counts: &mut BTreeMap<K, u64>, more: BTreeMap<K, u64>) {
+    for (key, count) in more {
+        *counts.entry(key).or_default() += count;
+    }
+}

@@ -1,0 +1,113 @@
+//! `tregion fuzz`: a campaign with a progress display.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use tregion::campaign::{self, Plan, Progress};
+
+use super::{Failure, Found, engines};
+
+/// What `fuzz` is given.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Engines to compare; `silicon` is the judge and has to be among them
+    #[arg(long, value_delimiter = ',', default_value = DEFAULT_ENGINES)]
+    engines: Vec<String>,
+    /// Seconds to run
+    #[arg(long, default_value_t = 60, conflicts_with = "cases")]
+    seconds: u64,
+    /// Cases to run, instead of a time
+    #[arg(long)]
+    cases: Option<u64>,
+    /// Which cases: the same seed makes the same cases
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Threads; as many as there are CPUs if not given
+    #[arg(long)]
+    workers: Option<usize>,
+    /// Part K of N of the seed's cases
+    #[arg(long, value_name = "K/N", default_value = "1/1", value_parser = shard)]
+    shard: (u64, u64),
+    /// Folder for the cases of differences and for summary.json
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// File for the figures as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+const DEFAULT_ENGINES: &str =
+    if cfg!(feature = "unicorn") { "silicon,unicorn" } else { "silicon,silicon" };
+
+fn shard(text: &str) -> Result<(u64, u64), String> {
+    let expected = || format!("`{text}` is not K/N with 1 ≤ K ≤ N");
+    let (part, of) = text.split_once('/').ok_or_else(expected)?;
+    let (part, of) = (part.parse(), of.parse());
+    match (part, of) {
+        (Ok(part), Ok(of)) if 1 <= part && part <= of => Ok((part, of)),
+        _ => Err(expected()),
+    }
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
+    let names = engines::judged(&arguments.engines)?;
+    let workers = match arguments.workers {
+        Some(0) => return Err(Failure("a campaign needs at least one worker".to_owned())),
+        Some(workers) => workers,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let plan = Plan {
+        engines: names.clone(),
+        seed: arguments.seed,
+        shard: arguments.shard,
+        time: arguments.cases.is_none().then(|| Duration::from_secs(arguments.seconds)),
+        cases: arguments.cases,
+        workers,
+        out: arguments.out.clone(),
+    };
+    let progress = Arc::new(Progress::default());
+    let stopped = Arc::clone(&progress);
+    ctrlc::set_handler(move || stopped.stop.store(true, Ordering::Relaxed))?;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let summary = std::thread::scope(|scope| {
+        scope.spawn(|| show(&plan, &progress, &done));
+        let result = campaign::run(&plan, &|| engines::judge(&names), &progress);
+        done.store(true, Ordering::Relaxed);
+        result
+    })?;
+    if let Some(file) = &arguments.json {
+        let text = serde_json::to_string_pretty(&summary)? + "\n";
+        std::fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    print!("{}", summary.text());
+    if let (Some(out), true) = (&plan.out, summary.differences > 0) {
+        println!("replay with: tregion replay {}/*.case", out.display());
+    }
+    Ok(if summary.differences > 0 { Found::Differences } else { Found::Nothing })
+}
+
+/// Draws the progress until `done`.
+fn show(plan: &Plan, progress: &Progress, done: &std::sync::atomic::AtomicBool) {
+    let length = plan.cases.or(plan.time.map(|time| time.as_secs()));
+    let bar = length.map_or_else(ProgressBar::no_length, ProgressBar::new);
+    let style = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let start = Instant::now();
+    while !done.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(100));
+        let cases = progress.cases.load(Ordering::Relaxed);
+        bar.set_position(if plan.cases.is_some() { cases } else { start.elapsed().as_secs() });
+        bar.set_message(format!(
+            "{cases} cases, {:.0}/s, {} differences ({} unexplained), {} forms",
+            cases as f64 / start.elapsed().as_secs_f64(),
+            progress.differences.load(Ordering::Relaxed),
+            progress.unexplained.load(Ordering::Relaxed),
+            progress.forms.load(Ordering::Relaxed),
+        ));
+    }
+    bar.finish_and_clear();
+}

@@ -1,0 +1,271 @@
+//! Scenes in which memory changes under the guest: the host writes code and data, protects, unmaps,
+//! aliases and moves pages at events, or the guest rewrites its own code.
+
+use iced_x86::{Code, Instruction, MemoryOperand, Register};
+
+use super::form::OperandForm;
+use super::layout::{CONSTANTS, DATA, Layout, mapping, range};
+use super::values;
+use super::writer::Writer;
+use crate::case::{Action, Event, Mapping, Trigger};
+use crate::guest::{GuestAddress, PAGE_SIZE, Permissions};
+
+/// Where the code page gets its second address, seen from the first.
+const CODE_ALIAS_DISTANCE: u64 = 0x20_0000;
+
+impl Writer<'_, '_, '_> {
+    /// One scene with host events.
+    pub(super) fn scene(&mut self, events: &mut Vec<Event>) {
+        match self.choices.byte() {
+            0..=19 => self.halt(events, vec![Action::ExitRequest]),
+            20..=54 => {
+                let write = self.data_write();
+                self.halt(events, vec![write]);
+            }
+            55..=139 => self.rewritten_loop(events),
+            140..=164 => self.protected(events),
+            165..=189 => self.replaced_page(events),
+            190..=204 => self.aliased_data(events),
+            205..=219 => self.moved_page(events),
+            220..=234 => self.aliased_code(events),
+            _ => self.breakpoint(events),
+        }
+    }
+
+    /// `hlt`, at which the host does `actions`.
+    fn halt(&mut self, events: &mut Vec<Event>, actions: Vec<Action>) {
+        self.emit(&Instruction::with(Code::Hlt));
+        events.push(Event { trigger: Trigger::Halt, actions });
+    }
+
+    fn data_write(&mut self) -> Action {
+        let address = self.layout.data() + 0x200 + self.choices.below(0x200) as u64;
+        let count = 1 + self.choices.below(24);
+        let bytes = (0..count).map(|_| self.choices.byte()).collect();
+        Action::Write { address: GuestAddress(address), bytes }
+    }
+
+    /// An event after some instructions, before any other: the count is below what is certain.
+    pub(super) fn counted(&mut self, events: &mut Vec<Event>, instructions: usize) {
+        let count = 1 + self.choices.below(instructions.clamp(1, 60)) as u64;
+        let action = if self.choices.chance(128) { self.data_write() } else { Action::ExitRequest };
+        events.insert(0, Event { trigger: Trigger::Count(count), actions: vec![action] });
+    }
+
+    fn breakpoint(&mut self, events: &mut Vec<Event>) {
+        // The first instruction of a leg does not stop at a breakpoint.
+        self.patchable();
+        let address = GuestAddress(self.address());
+        let actions = vec![match self.choices.chance(100) {
+            true => self.data_write(),
+            false => Action::ExitRequest,
+        }];
+        if !self.relocated {
+            events.push(Event { trigger: Trigger::Breakpoint(address), actions });
+        }
+        self.patchable();
+    }
+
+    /// `mov r32, imm32` or `op r64, imm8`, of which another of the same length can be made.
+    fn patchable(&mut self) -> Patchable {
+        let register = self.free_destination();
+        let long = self.choices.chance(128);
+        let address = self.address();
+        let value = values::integer(&mut self.choices);
+        self.uncertain(|writer| {
+            writer.emit_made(if long {
+                Instruction::with2(Code::Mov_r32_imm32, Register::EAX + register, value as u32)
+            } else {
+                let register = Register::RAX + register;
+                Instruction::with2(Code::Add_rm64_imm8, register, i32::from(value as i8))
+            });
+        });
+        Patchable { address, long, register }
+    }
+
+    fn free_destination(&mut self) -> u32 {
+        let mut number = self.choices.below(16) as u32;
+        while self.pinned >> number & 1 != 0 {
+            number = (number + 1) % 16;
+        }
+        number
+    }
+
+    /// What to write where, to make another instruction of a patchable one.
+    fn replacement(&mut self, patchable: Patchable) -> (u64, Vec<u8>) {
+        if patchable.long {
+            let bytes = self.choices.double_word().to_le_bytes().to_vec();
+            // The immediate are the last four bytes.
+            let opcode = if patchable.register < 8 { 1 } else { 2 };
+            return (patchable.address + opcode, bytes);
+        }
+        let rex = 0x48 | u8::from(patchable.register >= 8);
+        let operation = self.choices.byte() & 7;
+        let register = (patchable.register & 7) as u8;
+        let bytes = vec![rex, 0x83, 0xc0 | operation << 3 | register, self.choices.byte()];
+        (patchable.address, bytes)
+    }
+
+    /// A loop in which the host rewrites an instruction that has been executed and will be again.
+    fn rewritten_loop(&mut self, events: &mut Vec<Event>) {
+        let counter = self.counter();
+        let times = 2 + self.choices.below(2);
+        self.load(counter, times as u64);
+        let pinned = self.pinned;
+        self.pinned |= 1 << counter;
+        let top = self.address();
+        let patchable = self.patchable();
+        self.quiet_unit();
+        for _ in 0..times {
+            let (address, bytes) = self.replacement(patchable);
+            let write = Action::Write { address: GuestAddress(address), bytes };
+            events.push(Event { trigger: Trigger::Halt, actions: vec![write] });
+        }
+        self.emit(&Instruction::with(Code::Hlt));
+        self.count_down(counter, top);
+        self.pinned = pinned;
+    }
+
+    /// An instruction without control flow, so that the next `hlt` is reached.
+    fn quiet_unit(&mut self) {
+        let depth = std::mem::replace(&mut self.depth, 2);
+        self.unit();
+        self.depth = depth;
+    }
+
+    fn second_page(&self) -> u64 {
+        self.layout.data() + PAGE_SIZE
+    }
+
+    /// The second page of data loses rights for a while.
+    fn protected(&mut self, events: &mut Vec<Event>) {
+        let page = range(self.second_page(), 1);
+        let permissions = self.choices.pick(&[Permissions::Read, Permissions::None]);
+        let take = Action::Protect { range: page, permissions };
+        self.halt(events, vec![take]);
+        self.quiet_unit();
+        let give = Action::Protect { range: page, permissions: Permissions::ReadWrite };
+        self.halt(events, vec![give]);
+    }
+
+    /// Other contents at the address of the second page of data, for a while.
+    fn replaced_page(&mut self, events: &mut Vec<Event>) {
+        let place = self.second_page();
+        let out = Action::Unmap(range(place, 1));
+        let other = Action::Map(mapping(CONSTANTS, place, 1, Permissions::Read));
+        self.halt(events, vec![out.clone(), other]);
+        self.read_at(place + 0x100);
+        self.quiet_unit();
+        let own = Action::Map(Mapping {
+            offset: PAGE_SIZE,
+            ..mapping(DATA, place, 1, Permissions::ReadWrite)
+        });
+        self.halt(events, vec![out, own]);
+        self.read_at(place + 0x108);
+    }
+
+    /// `mov r64, [address]`.
+    fn read_at(&mut self, address: u64) {
+        if let Some(template) = self.table.template(Code::Mov_r64_rm64, OperandForm::Memory) {
+            let read = self.with_target(template, address);
+            self.emit(&read);
+        }
+    }
+
+    fn aliased_data(&mut self, events: &mut Vec<Event>) {
+        if self.alias_live {
+            return self.halt(events, vec![Action::ExitRequest]);
+        }
+        let source = range(self.layout.data(), 2);
+        let destination = GuestAddress(self.layout.alias());
+        self.halt(events, vec![Action::Alias { source, destination }]);
+        self.alias_live = true;
+        self.read_at(self.layout.alias() + 0x300);
+    }
+
+    /// The second page of data is elsewhere for a while.
+    fn moved_page(&mut self, events: &mut Vec<Event>) {
+        let (here, there) = (self.second_page(), self.layout.alias() + 16 * PAGE_SIZE);
+        let go = Action::Remap { source: range(here, 1), destination: GuestAddress(there) };
+        self.halt(events, vec![go]);
+        let offset = self.choices.below(64) as u64 * 8;
+        self.read_at(there + offset);
+        let back = Action::Remap { source: range(there, 1), destination: GuestAddress(here) };
+        self.halt(events, vec![back]);
+        self.read_at(here + 0x100);
+    }
+
+    /// The code gets a second address, at which the program goes on.
+    fn aliased_code(&mut self, events: &mut Vec<Event>) {
+        if self.relocated {
+            return self.halt(events, vec![Action::ExitRequest]);
+        }
+        let source = range(self.layout.code, self.layout.code_pages() as u64);
+        let destination = GuestAddress(self.layout.code + CODE_ALIAS_DISTANCE);
+        self.halt(events, vec![Action::Alias { source, destination }]);
+        let register = self.free_destination();
+        // The move has ten bytes or five, the jump two or three.
+        self.relocated = true;
+        let place = self.layout.code + CODE_ALIAS_DISTANCE;
+        let load = self.address();
+        let wide = Register::RAX + register;
+        self.emit_made(Instruction::with2(Code::Mov_r64_imm64, wide, u64::MAX));
+        self.emit_made(Instruction::with1(Code::Jmp_rm64, wide));
+        let goal = place + (self.address() - self.layout.code);
+        self.patch(load + 2, 8, goal);
+    }
+
+    /// The guest rewrites an instruction behind it in a loop, or the very next one.
+    pub(super) fn rewrites_itself(&mut self) {
+        if self.choices.chance(128) {
+            return self.rewrites_next();
+        }
+        let counter = self.counter();
+        let times = 2 + self.choices.below(4) as u64;
+        self.load(counter, times);
+        let pinned = self.pinned;
+        self.pinned |= 1 << counter;
+        let top = self.address();
+        let patchable = self.patchable();
+        self.quiet_unit();
+        let (address, bytes) = self.replacement(patchable);
+        let value = bytes.try_into().map_or(0, u32::from_le_bytes);
+        self.store(address, value);
+        self.count_down(counter, top);
+        self.pinned = pinned;
+    }
+
+    fn store(&mut self, address: u64, value: u32) {
+        let operand = MemoryOperand::with_base_displ_size(Register::RIP, address as i64, 8);
+        self.emit_made(Instruction::with2(Code::Mov_rm32_imm32, operand, value));
+    }
+
+    fn rewrites_next(&mut self) {
+        let here = self.address();
+        self.store(here, 0);
+        let end = self.address();
+        if self.choices.chance(128) {
+            self.quiet_unit();
+        }
+        let patchable = self.patchable();
+        let (address, bytes) = self.replacement(patchable);
+        let value = bytes.try_into().map_or(0, u32::from_le_bytes);
+        // `mov dword [rip + displacement], immediate` ends with these two.
+        self.patch(end - 8, 4, address.wrapping_sub(end));
+        self.patch(end - 4, 4, u64::from(value));
+    }
+}
+
+/// An instruction of which another of the same length can be made.
+#[derive(Clone, Copy, Debug)]
+struct Patchable {
+    address: u64,
+    /// `mov r32, imm32` rather than `op r64, imm8`.
+    long: bool,
+    register: u32,
+}
+
+/// The layout of a case with events: one in which every destination is free.
+pub(super) fn eventful_layout(layout: Layout) -> Layout {
+    Layout { kind: super::layout::LayoutKind::Standard, code: 0x1_4000_0000, ..layout }
+}

@@ -1,0 +1,140 @@
+//! Raw programs: random bytes, and random instructions with mutated prefixes and bytes, as code. The
+//! state and the memory are those of structured programs.
+
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction};
+
+use super::build::build;
+use super::choices::Choices;
+use super::family::Swarm;
+use super::layout::Layout;
+use super::program::{complete, start};
+use super::refused::Refusal;
+use super::values::fill_state;
+use super::writer::Writer;
+use super::{Generator, Program, ProgramKind};
+use crate::case::Case;
+
+const PREFIXES: [u8; 20] = [
+    0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65, 0x40, 0x48, 0x41, 0x44, 0x4f,
+    0x45, 0x49, 0x4c, 0x42,
+];
+const HALT: u8 = 0xf4;
+const NO_OPERATION: u8 = 0x90;
+
+const BACKWARD: Refusal =
+    Refusal { reason: "a backward branch in raw code, which may never come to an end" };
+
+/// Makes one raw program.
+pub(super) fn generate(generator: &Generator, mut choices: Choices) -> Program {
+    let layout = Layout::draw(&mut choices);
+    let swarm = Swarm::draw(&mut choices, generator.families(false));
+    let mut case = Case::default();
+    fill_state(&mut choices, &generator.pool, true, &mut case.state);
+    let mut writer = Writer::new(&generator.table, choices, layout, swarm, false);
+    start(&mut writer, &mut case.state);
+    let offset = (writer.entry - layout.code) as usize;
+    let mut bytes = if writer.choices.chance(64) {
+        random_bytes(&mut writer.choices)
+    } else {
+        mutated_instructions(generator, &mut writer)
+    };
+    writer.finish();
+    // What follows is code too, if the last instruction is cut off.
+    bytes.extend([HALT; 15]);
+    let mut refused = Vec::new();
+    patch_out(generator, writer.entry, &mut bytes, &mut refused);
+    writer.executed.clear();
+    writer.refused = refused;
+    let mut program = complete(generator, writer, case, ProgramKind::Raw);
+    let page = &mut program.case.objects[super::layout::CODE.0].contents;
+    page.fill(HALT);
+    page[offset..offset + bytes.len()].copy_from_slice(&bytes);
+    program
+}
+
+fn random_bytes(choices: &mut Choices) -> Vec<u8> {
+    let count = 16 + choices.below(48);
+    (0..count).map(|_| choices.byte()).collect()
+}
+
+/// Random instructions of every form, about half of them with something wrong.
+fn mutated_instructions(generator: &Generator, writer: &mut Writer) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(256);
+    let count = 3 + writer.choices.below(12);
+    for _ in 0..count {
+        let templates = &generator.table.templates;
+        let template = &templates[writer.choices.below(templates.len())];
+        let instruction = build(template, writer);
+        let start = writer.length();
+        if !writer.try_emit(&instruction) {
+            continue;
+        }
+        let mut one = writer.bytes_from(start);
+        mutate(&mut writer.choices, &mut one);
+        bytes.append(&mut one);
+    }
+    bytes
+}
+
+fn mutate(choices: &mut Choices, bytes: &mut Vec<u8>) {
+    match choices.byte() {
+        0..=127 => {}
+        128..=171 => {
+            let prefix = choices.pick(&PREFIXES);
+            bytes.insert(0, prefix);
+        }
+        172..=191 => {
+            let place = choices.below(bytes.len() + 1);
+            let prefix = choices.pick(&PREFIXES);
+            bytes.insert(place, prefix);
+        }
+        192..=231 => {
+            let place = choices.below(bytes.len());
+            bytes[place] ^= 1 << choices.below(8);
+        }
+        _ => {
+            let place = choices.below(bytes.len());
+            bytes[place] = choices.byte();
+        }
+    }
+}
+
+/// Replaces by no-ops whatever is refused, wherever in the bytes a branch may go; makes branches go
+/// forward.
+fn patch_out(generator: &Generator, entry: u64, bytes: &mut [u8], refused: &mut Vec<Refusal>) {
+    let mut instruction = Instruction::default();
+    // Each change can make another instruction of what is before it.
+    for _ in 0..8 {
+        let mut changed = false;
+        for offset in 0..bytes.len() - 15 {
+            let ip = entry + offset as u64;
+            let mut decoder = Decoder::with_ip(64, &bytes[offset..], ip, DecoderOptions::NONE);
+            decoder.decode_out(&mut instruction);
+            let Some(refusal) = refusal(generator, &instruction) else { continue };
+            refused.push(refusal);
+            bytes[offset..offset + instruction.len()].fill(NO_OPERATION);
+            changed = true;
+        }
+        if !changed {
+            break;
+        }
+    }
+}
+
+fn refusal(generator: &Generator, instruction: &Instruction) -> Option<Refusal> {
+    let code = instruction.code();
+    if code == Code::INVALID || code == Code::Hlt {
+        return None;
+    }
+    let branch = matches!(
+        instruction.flow_control(),
+        FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::Call
+    );
+    if branch && instruction.near_branch_target() <= instruction.ip() {
+        return Some(BACKWARD);
+    }
+    if code == Code::Int_imm8 && instruction.immediate8() == 0x80 {
+        return Some(super::refused::LEGACY_CALL);
+    }
+    generator.table.refusal(code)
+}

@@ -1,0 +1,179 @@
+//! [`Judge`]: runs a case on silicon and on every other engine, and says who differs from silicon.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::accepted::{Accepted, explain};
+use super::compare::{ComponentClass, Difference, compare};
+use super::localise::{Culprit, Divergence, localise};
+use crate::case::{Case, Outcome};
+use crate::engine::silicon::Silicon;
+use crate::engine::{Engine, Unsupported};
+
+/// Silicon and the engines that are compared with it.
+pub struct Judge {
+    /// The judge.
+    pub silicon: Silicon,
+    /// The judged.
+    pub engines: Vec<Box<dyn Engine + Send>>,
+    /// What each engine's first runs cost, silicon's first; localising is not in it.
+    pub costs: Vec<Cost>,
+}
+
+/// What an engine's runs cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Cases run.
+    pub cases: u64,
+    /// Time on the clock that they took.
+    pub time: Duration,
+}
+
+/// What makes two divergences the same finding.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ClusterKey {
+    /// Who differs from silicon.
+    pub engine: String,
+    /// The mnemonic at which the runs part, with `…` before it where it takes more than that one
+    /// instruction; `?` where it could not be found.
+    pub mnemonic: String,
+    /// The first component that differs.
+    pub component: ComponentClass,
+}
+
+impl fmt::Display for ClusterKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {} → {}", self.engine, self.mnemonic, self.component)
+    }
+}
+
+/// One divergence with its place in the order of things.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// What makes it the same as another.
+    pub key: ClusterKey,
+    /// The rows that explain it; absent if something in it is not explained.
+    pub accepted: Option<Vec<&'static Accepted>>,
+    /// What was found.
+    pub divergence: Divergence,
+}
+
+/// What one engine made of a case, next to silicon.
+#[derive(Clone, Debug)]
+pub enum EngineVerdict {
+    /// All that both can show is alike.
+    Agrees,
+    /// It cannot run the case.
+    Unsupported(Unsupported),
+    /// It differs from silicon.
+    Differs {
+        /// Its outcome.
+        outcome: Box<Outcome>,
+        /// In what, at the end of the run.
+        differences: Vec<Difference>,
+        /// Where it began, and whether that is known. Empty where only undefined results differ.
+        findings: Vec<Finding>,
+    },
+}
+
+/// What came of a case.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// Silicon itself cannot run it.
+    Unjudged(Unsupported),
+    /// Silicon's outcome, and each engine's verdict in order.
+    Judged {
+        /// What is right.
+        silicon: Box<Outcome>,
+        /// What the others say.
+        engines: Vec<EngineVerdict>,
+    },
+}
+
+impl Judge {
+    /// Silicon against `engines`.
+    #[must_use]
+    pub fn new(silicon: Silicon, engines: Vec<Box<dyn Engine + Send>>) -> Self {
+        let costs = vec![Cost::default(); 1 + engines.len()];
+        Self { silicon, engines, costs }
+    }
+
+    /// Runs `case` everywhere.
+    pub fn judge(&mut self, case: &Case) -> Verdict {
+        let reference = match timed(&mut self.costs[0], || self.silicon.run(case)) {
+            Ok(outcome) => outcome,
+            Err(unsupported) => return Verdict::Unjudged(unsupported),
+        };
+        let silicon = &mut self.silicon;
+        let engines = self
+            .engines
+            .iter_mut()
+            .zip(&mut self.costs[1..])
+            .map(|(engine, cost)| {
+                let engine = engine.as_mut();
+                match timed(cost, || engine.run(case)) {
+                    Ok(outcome) => judge_outcome(silicon, engine, case, &reference, outcome),
+                    Err(unsupported) => EngineVerdict::Unsupported(unsupported),
+                }
+            })
+            .collect();
+        Verdict::Judged { silicon: Box::new(reference), engines }
+    }
+}
+
+fn timed<T>(
+    cost: &mut Cost,
+    run: impl FnOnce() -> Result<T, Unsupported>,
+) -> Result<T, Unsupported> {
+    let start = Instant::now();
+    let result = run();
+    if result.is_ok() {
+        cost.cases += 1;
+        cost.time += start.elapsed();
+    }
+    result
+}
+
+/// Compares an engine's `outcome` of `case` with silicon's, which is `reference`.
+pub fn judge_outcome(
+    silicon: &mut Silicon,
+    engine: &mut dyn Engine,
+    case: &Case,
+    reference: &Outcome,
+    outcome: Outcome,
+) -> EngineVerdict {
+    let visible = silicon.capabilities().visible.common(engine.capabilities().visible);
+    let differences = compare(case, reference, &outcome, visible);
+    if differences.is_empty() {
+        return EngineVerdict::Agrees;
+    }
+    let divergences = match localise(silicon, engine, case, &differences) {
+        Ok(divergences) => divergences,
+        Err(unsupported) => return EngineVerdict::Unsupported(unsupported),
+    };
+    let findings = divergences
+        .into_iter()
+        .filter(|divergence| !divergence.differences.is_empty())
+        .map(|divergence| finding(engine.name(), divergence))
+        .collect();
+    EngineVerdict::Differs { outcome: Box::new(outcome), differences, findings }
+}
+
+/// Puts a divergence, which has at least one difference, in its place.
+fn finding(engine: &str, divergence: Divergence) -> Finding {
+    let accepted = explain(engine, &divergence);
+    let mnemonic = match &divergence.culprit {
+        Culprit::Instruction(instruction) => mnemonic_name(instruction),
+        Culprit::Sequence(instruction) => format!("…{}", mnemonic_name(instruction)),
+        Culprit::Unknown => "?".to_owned(),
+    };
+    let component = divergence.differences[0].component.class();
+    let key = ClusterKey { engine: engine.to_owned(), mnemonic, component };
+    Finding { key, accepted, divergence }
+}
+
+fn mnemonic_name(instruction: &iced_x86::Instruction) -> String {
+    format!("{:?}", instruction.mnemonic()).to_lowercase()
+}

@@ -1,0 +1,246 @@
+//! From "this run differs" to "this instruction differs".
+//!
+//! Silicon's run is traced. The other engine is run from the same start with an instruction limit,
+//! and the limit bisected: equal after *k* − 1 instructions and different after *k* blames the *k*-th.
+//! That instruction is then run alone from silicon's state before it: if the difference shows again it
+//! is the instruction's own, else it needs what came before (stale code, say) and is told as a
+//! difference of the sequence. The search goes on from silicon's state after the culprit until the
+//! rest of the run agrees, so one run yields all its culprits, each from a common state.
+
+use iced_x86::Instruction;
+
+use super::compare::{Difference, compare};
+use super::undefined::drop_undefined;
+use crate::case::{Case, Event, MapModel, ObjectId, Outcome, PageChange, Stop, Trigger};
+use crate::engine::silicon::{Silicon, Step, Trace};
+use crate::engine::{Engine, Unsupported, Visible};
+use crate::guest::PAGE_SIZE;
+
+use super::compare::page_of;
+
+/// Instructions of a run that are traced at most; a longer run is not localised.
+const MAX_STEPS: u64 = 4096;
+/// Culprits after which the search ends.
+const MAX_DIVERGENCES: usize = 64;
+
+/// What caused a divergence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Culprit {
+    /// This instruction, whatever came before.
+    Instruction(Instruction),
+    /// This instruction, but only after those before it.
+    Sequence(Instruction),
+    /// The run could not be traced, or is too long.
+    Unknown,
+}
+
+impl Culprit {
+    /// The instruction at which the runs part.
+    #[must_use]
+    pub fn instruction(&self) -> Option<&Instruction> {
+        match self {
+            Self::Instruction(instruction) | Self::Sequence(instruction) => Some(instruction),
+            Self::Unknown => None,
+        }
+    }
+}
+
+/// One place where an engine leaves silicon's path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Divergence {
+    /// Who is to blame.
+    pub culprit: Culprit,
+    /// What differs right after it, silicon left. Empty where all of it is undefined by the manual.
+    pub differences: Vec<Difference>,
+    /// A case that shows this divergence from the state before it.
+    pub case: Case,
+}
+
+/// All divergences of `engine` from silicon in a run of `case` that is known to differ by
+/// `differences`.
+pub fn localise(
+    silicon: &mut Silicon,
+    engine: &mut dyn Engine,
+    case: &Case,
+    differences: &[Difference],
+) -> Result<Vec<Divergence>, Unsupported> {
+    let unknown = || {
+        vec![Divergence {
+            culprit: Culprit::Unknown,
+            differences: differences.to_vec(),
+            case: case.clone(),
+        }]
+    };
+    if !engine.capabilities().counts {
+        return Ok(unknown());
+    }
+    let trace = silicon.trace(case, MAX_STEPS)?;
+    let cut_short =
+        trace.outcome.stop == Stop::Limit && case.limit != Some(trace.steps.len() as u64);
+    if trace.steps.is_empty() || !trace.outcome.stop.is_exact() || cut_short {
+        return Ok(unknown());
+    }
+    let visible = silicon.capabilities().visible.common(engine.capabilities().visible);
+    let mut search = Search { case, trace: &trace, engine, visible };
+    let divergences = search.all()?;
+    Ok(if divergences.is_empty() { unknown() } else { divergences })
+}
+
+struct Search<'a> {
+    case: &'a Case,
+    trace: &'a Trace,
+    engine: &'a mut dyn Engine,
+    visible: Visible,
+}
+
+impl Search<'_> {
+    fn all(&mut self) -> Result<Vec<Divergence>, Unsupported> {
+        let mut divergences = Vec::new();
+        let mut start = 0;
+        let end = self.trace.steps.len();
+        while start < end && divergences.len() < MAX_DIVERGENCES {
+            let Some(culprit) = self.first_after(start)? else { break };
+            let divergence = self.examine(start, culprit)?;
+            divergences.push(divergence);
+            start = culprit + 1;
+        }
+        Ok(divergences)
+    }
+
+    /// The number of an instruction at or after `start` such that the engine, started at `start`,
+    /// agrees before it and differs after it.
+    fn first_after(&mut self, start: usize) -> Result<Option<usize>, Unsupported> {
+        let (mut equal, mut different) = (start, self.trace.steps.len());
+        if self.differences(start, different)?.is_empty() {
+            return Ok(None);
+        }
+        while different - equal > 1 {
+            let middle = equal + (different - equal) / 2;
+            if self.differences(start, middle)?.is_empty() {
+                equal = middle;
+            } else {
+                different = middle;
+            }
+        }
+        Ok(Some(equal))
+    }
+
+    fn examine(&mut self, start: usize, culprit: usize) -> Result<Divergence, Unsupported> {
+        let instruction = self.trace.steps[culprit].instruction();
+        let mut alone = self.differences(culprit, culprit + 1)?;
+        if !alone.is_empty() {
+            self.drop_undefined(&instruction, &mut alone);
+            return Ok(Divergence {
+                culprit: Culprit::Instruction(instruction),
+                differences: alone,
+                case: self.suffix(culprit, Some(culprit + 1)),
+            });
+        }
+        let mut together = self.differences(start, culprit + 1)?;
+        self.drop_undefined(&instruction, &mut together);
+        Ok(Divergence {
+            culprit: Culprit::Sequence(instruction),
+            differences: together,
+            case: self.suffix(start, Some(culprit + 1)),
+        })
+    }
+
+    fn drop_undefined(&self, instruction: &Instruction, differences: &mut Vec<Difference>) {
+        if !self.engine.capabilities().runs_on_silicon {
+            drop_undefined(instruction, differences);
+        }
+    }
+
+    /// How the engine, started at instruction `start`, differs from silicon before instruction `end`.
+    fn differences(&mut self, start: usize, end: usize) -> Result<Vec<Difference>, Unsupported> {
+        let case = self.suffix(start, Some(end));
+        let mut outcome = self.engine.run(&case)?;
+        outcome.events_applied += self.trace.steps[start].events_applied;
+        let expected = self.expected(start, end, &case);
+        Ok(compare(&case, &expected, &outcome, self.visible))
+    }
+
+    /// The rest of the case from instruction `start` on, limited to end before instruction `end`.
+    fn suffix(&self, start: usize, end: Option<usize>) -> Case {
+        suffix(
+            self.case,
+            &self.trace.steps[start],
+            match end {
+                Some(end) if end < self.trace.steps.len() => Some((end - start) as u64),
+                _ => self.case.limit.map(|limit| limit - start as u64),
+            },
+        )
+    }
+
+    /// What silicon shows before instruction `end`, as an outcome of `suffix`.
+    fn expected(&self, start: usize, end: usize, suffix: &Case) -> Outcome {
+        let base = &self.trace.steps[start].memory;
+        match self.trace.steps.get(end) {
+            Some(step) => Outcome {
+                stop: Stop::Limit,
+                events_applied: step.events_applied,
+                state: step.state.clone(),
+                memory: rebase(self.case, base, &step.memory, suffix),
+            },
+            None => Outcome {
+                memory: rebase(self.case, base, &self.trace.outcome.memory, suffix),
+                ..self.trace.outcome.clone()
+            },
+        }
+    }
+}
+
+/// The rest of `case` as it stands at `step`, with another limit.
+#[must_use]
+pub fn suffix(case: &Case, step: &Step, limit: Option<u64>) -> Case {
+    let mut map = MapModel::initial(case);
+    for event in &case.events[..step.events_applied] {
+        for action in &event.actions {
+            map.apply(action).expect("the actions of a valid case can be carried out");
+        }
+    }
+    let mut objects = case.objects.clone();
+    for change in &step.memory {
+        let start = change.page * PAGE_SIZE as usize;
+        objects[change.object.0].contents[start..start + change.contents.len()]
+            .copy_from_slice(&change.contents);
+    }
+    let mut events = case.events[step.events_applied..].to_vec();
+    if let Some(Event { trigger: Trigger::Count(count), .. }) = events.first_mut() {
+        *count -= step.executed_in_leg;
+    }
+    Case {
+        mode: case.mode,
+        note: case.note.clone(),
+        state: step.state.clone(),
+        objects,
+        mappings: map.mappings().to_vec(),
+        events,
+        limit,
+    }
+}
+
+/// Turns `changes`, counted from the start of `case`, into changes from the start of `suffix`, whose
+/// memory is `case`'s with the changes `base`.
+fn rebase(
+    case: &Case,
+    base: &[PageChange],
+    changes: &[PageChange],
+    suffix: &Case,
+) -> Vec<PageChange> {
+    let mut pages: Vec<(ObjectId, usize)> =
+        base.iter().chain(changes).map(|change| (change.object, change.page)).collect();
+    pages.sort_unstable();
+    pages.dedup();
+    pages
+        .into_iter()
+        .filter_map(|(object, page)| {
+            let now = page_of(case, changes, object, page);
+            (now != page_of(suffix, &[], object, page)).then(|| PageChange {
+                object,
+                page,
+                contents: now.to_vec(),
+            })
+        })
+        .collect()
+}
