@@ -1,5 +1,6 @@
 //! An engine in a worker process: what comes of crashes, hangs, exits and nonsense. The worker is this
 //! very program, started with the name of the one test that is a worker and nothing else.
+#![allow(clippy::unwrap_used, reason = "a test fails where something is not there")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -15,6 +16,7 @@ const ROLE: &str = "TREGION_TEST_WORKER";
 /// An engine that does what the note of a case says.
 struct Scripted {
     capabilities: Capabilities,
+    limit: Duration,
 }
 
 impl Engine for Scripted {
@@ -30,6 +32,10 @@ impl Engine for Scripted {
         &self.capabilities
     }
 
+    fn set_time_limit(&mut self, limit: Duration) {
+        self.limit = limit;
+    }
+
     fn run(&mut self, case: &Case) -> Result<Outcome, Unsupported> {
         match case.note.as_str() {
             "abort" => std::process::abort(),
@@ -43,6 +49,7 @@ impl Engine for Scripted {
                 print(&[100, 0, 0, 0, 1]);
                 std::process::exit(0);
             }
+            "limit" => return Err(Unsupported::new(format!("{:?}", self.limit))),
             "refuse" => return Err(Unsupported::new("that")),
             _ => {}
         }
@@ -74,7 +81,8 @@ fn worker() {
                 counts: true,
                 lacks: vec!["sense".to_owned()],
             };
-            serve(&mut Scripted { capabilities }, std::io::stdin().lock(), output()).unwrap();
+            let mut engine = Scripted { capabilities, limit: Duration::ZERO };
+            serve(&mut engine, std::io::stdin().lock(), output()).unwrap();
         }
         "refuse" => refuse("no such engine", output()).unwrap(),
         "silent" => std::thread::sleep(Duration::from_secs(60)),
@@ -113,6 +121,9 @@ fn it_is_the_engine_in_the_worker() {
         assert_eq!(outcome.state.rip, u64::from(worker), "it ran in the worker");
     }
     assert_eq!(engine.run(&case("refuse")), Err(Unsupported::new("that")));
+    assert_eq!(engine.run(&case("limit")), Err(Unsupported::new("0ns")));
+    engine.set_time_limit(Duration::from_secs(3));
+    assert_eq!(engine.run(&case("limit")), Err(Unsupported::new("3s")));
     assert_eq!(engine.worker_id(), Some(worker), "nothing was lost");
 }
 

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+
 use super::Plan;
 use super::case_file::write_finding;
 use crate::case::Case;
 use crate::engine::Engine;
 use crate::engine::silicon::Silicon;
+use crate::guest::GuestAddress;
 use crate::oracle::judge::{ClusterKey, EngineVerdict, Finding, judge_outcome};
-use crate::oracle::localise::Culprit;
+use crate::oracle::localise::{Culprit, Divergence, differences_of};
 use crate::oracle::minimise::minimise;
 
 /// How often a minimisation may ask.
@@ -45,7 +48,7 @@ impl Findings {
         &self,
         number: u64,
         finding: Finding,
-        engines: (&mut Silicon, &mut (dyn Engine + Send)),
+        engines: (&mut Silicon, &mut dyn Engine),
         plan: &Plan,
     ) -> io::Result<()> {
         let key = (finding.key.clone(), finding.accepted.is_some());
@@ -89,30 +92,63 @@ impl Findings {
 }
 
 /// The smallest case found that shows the same finding.
-pub fn minimise_finding(
-    silicon: &mut Silicon,
-    engine: &mut (dyn Engine + Send),
-    finding: &Finding,
-) -> Case {
-    let same = |found: &Finding| {
-        found.key == finding.key && found.accepted.is_some() == finding.accepted.is_some()
-    };
-    // Where one instruction alone is to blame, a case is small that has nothing else.
-    let alone = matches!(finding.divergence.culprit, Culprit::Instruction(_));
-    let mut holds = |case: &Case| {
-        let Ok(reference) = silicon.run(case) else { return false };
-        let Ok(outcome) = engine.run(case) else { return false };
-        match judge_outcome(silicon, engine, case, &reference, outcome) {
-            EngineVerdict::Differs { findings, .. } => {
-                findings.iter().any(same) && (!alone || findings.len() == 1)
-            }
-            EngineVerdict::Agrees | EngineVerdict::Unsupported(_) => false,
+pub fn minimise_finding(silicon: &mut Silicon, engine: &mut dyn Engine, finding: &Finding) -> Case {
+    let case = &finding.divergence.case;
+    let mut holds: Box<dyn FnMut(&Case) -> bool> = match &finding.divergence.culprit {
+        Culprit::Instruction(instruction) => {
+            let mnemonic = instruction.mnemonic();
+            Box::new(move |case| shows_alone(silicon, engine, finding, mnemonic, case))
+        }
+        Culprit::Sequence(_) | Culprit::Unknown => {
+            Box::new(|case| shows_in_sequence(silicon, engine, finding, case))
         }
     };
-    let case = &finding.divergence.case;
     if !holds(case) {
         // It does not show twice: as found is all there is.
         return case.clone();
     }
     minimise(case, MINIMISE_BUDGET, &mut holds).case
+}
+
+/// Whether `case`, which executes one instruction, shows `finding`: no search for a culprit is needed.
+fn shows_alone(
+    silicon: &mut Silicon,
+    engine: &mut dyn Engine,
+    finding: &Finding,
+    mnemonic: Mnemonic,
+    case: &Case,
+) -> bool {
+    let rip = GuestAddress(case.state.rip);
+    let code = case.initial_bytes(rip).unwrap_or_default();
+    let instruction = Decoder::with_ip(64, code, rip.0, DecoderOptions::NONE).decode();
+    if instruction.mnemonic() != mnemonic {
+        return false;
+    }
+    let (Ok(left), Ok(right)) = (silicon.run(case), engine.run(case)) else { return false };
+    let differences = differences_of(silicon, engine, &instruction, case, (&left, &right));
+    if differences.is_empty() {
+        return false;
+    }
+    let culprit = Culprit::Instruction(instruction);
+    let divergence = Divergence { culprit, differences, case: Case::default() };
+    is_same(&Finding::new(engine.name(), divergence), finding)
+}
+
+fn shows_in_sequence(
+    silicon: &mut Silicon,
+    engine: &mut dyn Engine,
+    finding: &Finding,
+    case: &Case,
+) -> bool {
+    let (Ok(reference), Ok(outcome)) = (silicon.run(case), engine.run(case)) else { return false };
+    match judge_outcome(silicon, engine, case, &reference, outcome) {
+        EngineVerdict::Differs { findings, .. } => {
+            findings.iter().any(|found| is_same(found, finding))
+        }
+        EngineVerdict::Agrees | EngineVerdict::Unsupported(_) => false,
+    }
+}
+
+fn is_same(found: &Finding, wanted: &Finding) -> bool {
+    found.key == wanted.key && found.accepted.is_some() == wanted.accepted.is_some()
 }

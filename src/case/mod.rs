@@ -12,7 +12,7 @@ pub mod text;
 mod validate;
 
 pub use outcome::{ExceptionVector, Loss, Outcome, PageChange, Stop};
-pub use validate::{Invalid, MapModel};
+pub use validate::{Invalid, MAX_BYTES, MapModel};
 
 use serde::{Deserialize, Serialize};
 
@@ -155,6 +155,6 @@ impl Case {
     #[must_use]
     pub fn content_hash(&self) -> String {
         let nameless = Self { note: String::new(), ..self.clone() };
-        blake3::hash(text::print(&nameless).as_bytes()).to_hex()[..16].to_owned()
+        blake3::hash(text::print_bare(&nameless).as_bytes()).to_hex()[..16].to_owned()
     }
 }

@@ -8,7 +8,7 @@ use crate::guest::{
 };
 
 /// The most bytes that the objects of one case may have together.
-const MAX_BYTES: usize = 64 << 20;
+pub const MAX_BYTES: usize = 64 << 20;
 /// The most mappings of a case at any time.
 const MAX_MAPPINGS: usize = 1024;
 

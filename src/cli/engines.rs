@@ -24,11 +24,11 @@ pub(super) struct WorkerArguments {
 pub(super) const KNOWN: &str = "silicon, unicorn, isolated:NAME";
 
 /// An engine by its name. `number` tells engines of one kind apart.
-pub(super) fn make(name: &str, number: usize) -> io::Result<Box<dyn Engine + Send>> {
+pub(super) fn make(name: &str, number: usize) -> io::Result<Box<dyn Engine>> {
     if let Some(inner) = name.strip_prefix("isolated:") {
         let arguments = ["worker", "--engine", inner].map(str::to_owned).to_vec();
         let program = std::env::current_exe()?;
-        return Ok(Box::new(Isolated::new(program, arguments, name.to_owned())?));
+        return Ok(Box::new(Isolated::new(program, arguments, name)?));
     }
     match name {
         "silicon" if number == 0 => Ok(Box::new(Silicon::new()?)),

@@ -10,12 +10,12 @@ use memmap2::{MmapOptions, MmapRaw};
 use std::fs::File;
 use std::io;
 
-use crate::case::{Case, MapModel, ObjectId, PageChange};
+use crate::case::{Case, MAX_BYTES, MapModel, ObjectId, PageChange};
 use crate::guest::{GuestAddress, PAGE_SIZE};
 use crate::os::memfd;
 
 /// Bytes in the memfd: the most that the objects of a valid case have. Pages cost nothing until used.
-pub(crate) const CAPACITY: u64 = 64 << 20;
+pub(crate) const CAPACITY: u64 = MAX_BYTES as u64;
 
 /// See the file's head.
 #[derive(Debug)]

@@ -6,7 +6,8 @@
 //!
 //! 1. The worker sends a greeting: what the engine is, or the text of the error that kept it from
 //!    starting ([`refuse`]).
-//! 2. The parent sends a [`Case`]; the worker answers with the `Result` of [`Engine::run`]. And so on.
+//! 2. The parent sends a case and its time limit for a leg, if one was set; the worker answers with the
+//!    `Result` of [`Engine::run`]. And so on.
 //! 3. The worker ends when its input ends.
 //!
 //! A worker that dies, is late or talks nonsense is killed, and another takes its place before the
@@ -41,6 +42,8 @@ struct Greeting {
 }
 
 type Answer = Result<Outcome, Unsupported>;
+/// The time limit for a leg, if there is one, and the case.
+type Request<'case> = (Option<Duration>, &'case Case);
 
 /// Runs cases from `input` on `engine` and writes what comes of them to `output`, until the input
 /// ends between two frames.
@@ -52,8 +55,13 @@ pub fn serve(
     let (version, capabilities) = (engine.version(), engine.capabilities().clone());
     let greeting: Result<Greeting, String> = Ok(Greeting { version, capabilities });
     send(&mut output, &greeting)?;
+    let mut limit = None;
     while let Some(frame) = receive(&mut input)? {
-        let case: Case = decode(&frame)?;
+        let (wanted, case): (Option<Duration>, Case) = decode(&frame)?;
+        if wanted != limit {
+            limit = wanted;
+            wanted.into_iter().for_each(|wanted| engine.set_time_limit(wanted));
+        }
         send(&mut output, &engine.run(&case))?;
     }
     Ok(())
@@ -83,7 +91,9 @@ pub struct Isolated {
     program: PathBuf,
     arguments: Vec<String>,
     name: String,
+    /// For the whole of a case, on top of what its legs may take.
     limit: Duration,
+    leg_limit: Option<Duration>,
     greeting: Greeting,
     /// None between the loss of a worker and the next case.
     worker: Option<Worker>,
@@ -95,7 +105,7 @@ impl Isolated {
     pub fn new(program: PathBuf, arguments: Vec<String>, name: &str) -> io::Result<Self> {
         let (worker, greeting) = Worker::start(&program, &arguments, DEFAULT_LIMIT)?;
         let (name, limit, worker) = (name.to_owned(), DEFAULT_LIMIT, Some(worker));
-        Ok(Self { program, arguments, name, limit, greeting, worker })
+        Ok(Self { program, arguments, name, limit, leg_limit: None, greeting, worker })
     }
 
     /// The same engine with another time limit for each case.
@@ -124,6 +134,10 @@ impl Engine for Isolated {
         &self.greeting.capabilities
     }
 
+    fn set_time_limit(&mut self, limit: Duration) {
+        self.leg_limit = Some(limit);
+    }
+
     fn run(&mut self, case: &Case) -> Answer {
         let mut worker = match self.worker.take() {
             Some(worker) => worker,
@@ -131,7 +145,9 @@ impl Engine for Isolated {
                 .map(|(worker, _)| worker)
                 .map_err(|error| Unsupported::new(format!("no worker: {error}")))?,
         };
-        match worker.run(case, self.limit) {
+        let legs = u32::try_from(case.events.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let legs_limit = self.leg_limit.unwrap_or_default().saturating_mul(legs);
+        match worker.run(&(self.leg_limit, case), self.limit.saturating_add(legs_limit)) {
             Ok(answer) => {
                 self.worker = Some(worker);
                 answer
@@ -177,8 +193,8 @@ impl Worker {
         Ok((worker, greeting.map_err(io::Error::other)?))
     }
 
-    fn run(&mut self, case: &Case, limit: Duration) -> Result<Answer, Loss> {
-        let request = postcard::to_stdvec(case).expect("a case is plain data");
+    fn run(&mut self, request: &Request<'_>, limit: Duration) -> Result<Answer, Loss> {
+        let request = postcard::to_stdvec(request).expect("a case is plain data");
         // The thread is gone if the worker is; what became of that is asked next.
         let _ = self.requests.send(request);
         self.next_frame(limit)

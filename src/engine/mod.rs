@@ -6,9 +6,15 @@
 
 mod capabilities;
 mod case_memory;
+pub mod isolated;
+pub mod sabotaged;
 pub mod silicon;
+#[cfg(feature = "unicorn")]
+pub mod unicorn;
 
 pub use capabilities::{Capabilities, Visible};
+
+use std::time::Duration;
 
 use crate::case::{Case, Outcome};
 
@@ -39,6 +45,11 @@ pub trait Engine {
 
     /// What it can do and what of a state it can show.
     fn capabilities(&self) -> &Capabilities;
+
+    /// Lets a leg take so much processor time before its guest counts as run away.
+    fn set_time_limit(&mut self, limit: Duration) {
+        let _ = limit;
+    }
 
     /// Runs a valid `case` to its end. The same case has the same outcome each time.
     fn run(&mut self, case: &Case) -> Result<Outcome, Unsupported>;

@@ -2,6 +2,8 @@
 //! when is data ([`Sabotage`]); the same case is wrong in the same way each time, so that what is found
 //! can be minimised. It touches outcomes only, never the engine that it wraps.
 
+use std::time::Duration;
+
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 
 use super::{Capabilities, Engine, Unsupported};
@@ -145,6 +147,10 @@ impl<E: Engine> Engine for Sabotaged<E> {
         self.engine.capabilities()
     }
 
+    fn set_time_limit(&mut self, limit: Duration) {
+        self.engine.set_time_limit(limit);
+    }
+
     fn run(&mut self, case: &Case) -> Result<Outcome, Unsupported> {
         let number = self.cases;
         self.cases += 1;
@@ -282,6 +288,8 @@ mod tests {
         fn capabilities(&self) -> &Capabilities {
             &self.capabilities
         }
+
+        fn set_time_limit(&mut self, _limit: Duration) {}
 
         fn run(&mut self, case: &Case) -> Result<Outcome, Unsupported> {
             let state = case.state.clone();

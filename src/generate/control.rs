@@ -5,7 +5,7 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register};
 use super::layout::CONSTANTS;
 use super::operand::Operand;
 use super::template::{Special, Template};
-use super::writer::{Fixup, Writer};
+use super::writer::Writer;
 
 /// Bytes after which a body that a short branch skips ends.
 const SHORT_BODY: usize = 48;
@@ -165,14 +165,14 @@ impl Writer<'_, '_, '_> {
     }
 
     fn blocks(&mut self, first: usize) {
-        let mut ends: [Option<Fixup>; 3] = [None; 3];
-        for block in 0..4 {
+        let mut ends = [None; 3];
+        for (block, place) in ends.iter_mut().enumerate() {
             self.slots[first + block] = self.address();
             self.body(1, SHORT_BODY);
-            if block < 3 {
-                ends[block] = Some(self.emit_branch(Code::Jmp_rel32_64, 4));
-            }
+            *place = Some(self.emit_branch(Code::Jmp_rel32_64, 4));
         }
+        self.slots[first + ends.len()] = self.address();
+        self.body(1, SHORT_BODY);
         for end in ends.into_iter().flatten() {
             self.bind(end);
         }

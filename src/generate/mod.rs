@@ -1,9 +1,9 @@
 //! The generator of random guest programs: bytes become choices, choices become a [`Case`] that
-//! means something. It knows cases and the guest, no engine and no verdict; the same bytes give the
-//! same case, and bytes that run out give simple ones.
+//! means something. It knows cases and the guest, no engine and no verdict; the same bytes give
+//! the same case, and bytes that run out give simple ones.
 //!
-//! What can be generated is every form that iced encodes for 64-bit user code and the host executes,
-//! but for one table of refusals, each with a reason.
+//! What can be generated is every form that iced encodes for 64-bit user code and the host
+//! executes, but for one table of refusals, each with a reason.
 
 mod build;
 mod choices;
@@ -67,7 +67,7 @@ pub struct Program {
     pub kind: ProgramKind,
     /// Where its memory lies.
     pub layout: LayoutKind,
-    /// It only has instructions that every x86-64 emulator of the last decade has (no VEX, no EVEX).
+    /// It only has instructions that every x86-64 emulator of the last decade has: no VEX, no EVEX.
     pub baseline: bool,
 }
 

@@ -1,5 +1,5 @@
-//! How a [`Writer`] picks operands: registers that leave known values alone, immediates at the edges
-//! of their range, and memory that mostly is there.
+//! How a [`Writer`] picks operands: registers that leave known values alone, immediates at the
+//! edges of their range, and memory that mostly is there.
 
 use iced_x86::{Code, Instruction, Register};
 
@@ -137,7 +137,7 @@ impl Writer<'_, '_, '_> {
             220..=239 if !access.written => {
                 self.layout.constants() + 0x100 + self.choices.below(0x800) as u64
             }
-            240..=241 => return self.bad_target(access),
+            240..=242 => return self.bad_target(access),
             _ => start + PAGE_SIZE + self.choices.below(HOT_BYTES) as u64,
         };
         let misaligned = !access.strict && self.choices.rarely(300);
@@ -161,7 +161,8 @@ impl Writer<'_, '_, '_> {
 
     /// Fills in an address that comes to `target`.
     fn reach(&mut self, target: u64, narrow: bool, free: bool, instruction: &mut Instruction) {
-        let low = self.layout.is_low() && target < 1 << 31;
+        // MOVDIR64B addresses both its places alike.
+        let low = self.layout.is_low() && target < 1 << 31 && free;
         match self.choices.byte() {
             0..=99 => self.reach_by_pointer(target, false, narrow, instruction),
             100..=159 => self.reach_by_pointer(target, true, narrow, instruction),

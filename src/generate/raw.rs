@@ -1,11 +1,11 @@
-//! Raw programs: random bytes, and random instructions with mutated prefixes and bytes, as code. The
-//! state and the memory are those of structured programs.
+//! Raw programs: random bytes, and random instructions with mutated prefixes and bytes, as code.
+//! The state and the memory are those of structured programs.
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction};
 
 use super::build::build;
 use super::choices::Choices;
-use super::family::Swarm;
+use super::family::{Family, Swarm};
 use super::layout::Layout;
 use super::program::{complete, start};
 use super::refused::Refusal;
@@ -57,13 +57,16 @@ fn random_bytes(choices: &mut Choices) -> Vec<u8> {
     (0..count).map(|_| choices.byte()).collect()
 }
 
-/// Random instructions of every form, about half of them with something wrong.
+/// Random instructions of every form, a quarter of them with something wrong.
 fn mutated_instructions(generator: &Generator, writer: &mut Writer) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
     let count = 3 + writer.choices.below(12);
     for _ in 0..count {
         let templates = &generator.table.templates;
         let template = &templates[writer.choices.below(templates.len())];
+        if template.family == Family::System && !writer.choices.chance(24) {
+            continue;
+        }
         let instruction = build(template, writer);
         let start = writer.length();
         if !writer.try_emit(&instruction) {
@@ -78,17 +81,17 @@ fn mutated_instructions(generator: &Generator, writer: &mut Writer) -> Vec<u8> {
 
 fn mutate(choices: &mut Choices, bytes: &mut Vec<u8>) {
     match choices.byte() {
-        0..=127 => {}
-        128..=171 => {
+        0..=191 => {}
+        192..=211 => {
             let prefix = choices.pick(&PREFIXES);
             bytes.insert(0, prefix);
         }
-        172..=191 => {
+        212..=221 => {
             let place = choices.below(bytes.len() + 1);
             let prefix = choices.pick(&PREFIXES);
             bytes.insert(place, prefix);
         }
-        192..=231 => {
+        222..=243 => {
             let place = choices.below(bytes.len());
             bytes[place] ^= 1 << choices.below(8);
         }
@@ -99,25 +102,21 @@ fn mutate(choices: &mut Choices, bytes: &mut Vec<u8>) {
     }
 }
 
-/// Replaces by no-ops whatever is refused, wherever in the bytes a branch may go; makes branches go
-/// forward.
+/// Replaces by no-ops whatever is refused where decoding from the start, one instruction behind the
+/// other, comes to it. What only a branch into the middle of an instruction reaches is left.
 fn patch_out(generator: &Generator, entry: u64, bytes: &mut [u8], refused: &mut Vec<Refusal>) {
     let mut instruction = Instruction::default();
-    // Each change can make another instruction of what is before it.
-    for _ in 0..8 {
-        let mut changed = false;
-        for offset in 0..bytes.len() - 15 {
-            let ip = entry + offset as u64;
-            let mut decoder = Decoder::with_ip(64, &bytes[offset..], ip, DecoderOptions::NONE);
-            decoder.decode_out(&mut instruction);
-            let Some(refusal) = refusal(generator, &instruction) else { continue };
+    let mut offset = 0;
+    while offset < bytes.len() {
+        let ip = entry + offset as u64;
+        let mut decoder = Decoder::with_ip(64, &bytes[offset..], ip, DecoderOptions::NONE);
+        decoder.decode_out(&mut instruction);
+        let length = instruction.len().max(1);
+        if let Some(refusal) = refusal(generator, &instruction) {
             refused.push(refusal);
-            bytes[offset..offset + instruction.len()].fill(NO_OPERATION);
-            changed = true;
+            bytes[offset..offset + length].fill(NO_OPERATION);
         }
-        if !changed {
-            break;
-        }
+        offset += length;
     }
 }
 

@@ -5,6 +5,7 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 
 use super::build::{Picker, build, set_immediate};
 use super::operand::Operand;
+use super::refused::LEGACY_CALL;
 use super::template::{Special, Template};
 use super::values;
 use super::writer::Writer;
@@ -94,6 +95,10 @@ impl Writer<'_, '_, '_> {
         let mut instruction = build(template, self);
         if template.lock && self.choices.chance(40) {
             instruction.set_has_lock_prefix(true);
+        }
+        if template.code == Code::Int_imm8 && instruction.immediate8() == 0x80 {
+            self.refused.push(LEGACY_CALL);
+            return;
         }
         self.emit_or_plainer(template, instruction);
         self.restore(template.clobbers);
@@ -187,11 +192,11 @@ impl Writer<'_, '_, '_> {
         }
         let used = template.operands();
         let middle = self.layout.data() + 0x400;
-        if used.iter().any(|operand| *operand == Operand::Implicit(OpKind::MemorySegRSI)) {
+        if used.contains(&Operand::Implicit(OpKind::MemorySegRSI)) {
             let source = middle + self.choices.below(0x800) as u64;
             self.load(6, source);
         }
-        if used.iter().any(|operand| *operand == Operand::Implicit(OpKind::MemoryESRDI)) {
+        if used.contains(&Operand::Implicit(OpKind::MemoryESRDI)) {
             let destination = middle + self.choices.below(0x800) as u64;
             self.load(7, destination);
         }

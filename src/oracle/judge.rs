@@ -17,7 +17,7 @@ pub struct Judge {
     /// The judge.
     pub silicon: Silicon,
     /// The judged.
-    pub engines: Vec<Box<dyn Engine + Send>>,
+    pub engines: Vec<Box<dyn Engine>>,
     /// What each engine's first runs cost, silicon's first; localising is not in it.
     pub costs: Vec<Cost>,
 }
@@ -95,7 +95,7 @@ pub enum Verdict {
 impl Judge {
     /// Silicon against `engines`.
     #[must_use]
-    pub fn new(silicon: Silicon, engines: Vec<Box<dyn Engine + Send>>) -> Self {
+    pub fn new(silicon: Silicon, engines: Vec<Box<dyn Engine>>) -> Self {
         let costs = vec![Cost::default(); 1 + engines.len()];
         Self { silicon, engines, costs }
     }
@@ -156,22 +156,25 @@ pub fn judge_outcome(
     let findings = divergences
         .into_iter()
         .filter(|divergence| !divergence.differences.is_empty())
-        .map(|divergence| finding(engine.name(), divergence))
+        .map(|divergence| Finding::new(engine.name(), divergence))
         .collect();
     EngineVerdict::Differs { outcome: Box::new(outcome), differences, findings }
 }
 
-/// Puts a divergence, which has at least one difference, in its place.
-fn finding(engine: &str, divergence: Divergence) -> Finding {
-    let accepted = explain(engine, &divergence);
-    let mnemonic = match &divergence.culprit {
-        Culprit::Instruction(instruction) => mnemonic_name(instruction),
-        Culprit::Sequence(instruction) => format!("…{}", mnemonic_name(instruction)),
-        Culprit::Unknown => "?".to_owned(),
-    };
-    let component = divergence.differences[0].component.class();
-    let key = ClusterKey { engine: engine.to_owned(), mnemonic, component };
-    Finding { key, accepted, divergence }
+impl Finding {
+    /// Puts a divergence of `engine`, which has at least one difference, in its place.
+    #[must_use]
+    pub fn new(engine: &str, divergence: Divergence) -> Self {
+        let accepted = explain(engine, &divergence);
+        let mnemonic = match &divergence.culprit {
+            Culprit::Instruction(instruction) => mnemonic_name(instruction),
+            Culprit::Sequence(instruction) => format!("…{}", mnemonic_name(instruction)),
+            Culprit::Unknown => "?".to_owned(),
+        };
+        let component = divergence.differences[0].component.class();
+        let key = ClusterKey { engine: engine.to_owned(), mnemonic, component };
+        Self { key, accepted, divergence }
+    }
 }
 
 fn mnemonic_name(instruction: &iced_x86::Instruction) -> String {

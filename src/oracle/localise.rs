@@ -86,6 +86,23 @@ pub fn localise(
     Ok(if divergences.is_empty() { unknown() } else { divergences })
 }
 
+/// The differences between two outcomes of one execution of `instruction`, silicon's left, without
+/// those that are undefined between these engines.
+pub fn differences_of(
+    silicon: &Silicon,
+    engine: &dyn Engine,
+    instruction: &Instruction,
+    case: &Case,
+    outcomes: (&Outcome, &Outcome),
+) -> Vec<Difference> {
+    let visible = silicon.capabilities().visible.common(engine.capabilities().visible);
+    let mut differences = compare(case, outcomes.0, outcomes.1, visible);
+    if !engine.capabilities().runs_on_silicon {
+        drop_undefined(instruction, &mut differences);
+    }
+    differences
+}
+
 struct Search<'a> {
     case: &'a Case,
     trace: &'a Trace,

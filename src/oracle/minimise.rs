@@ -75,7 +75,6 @@ impl Reducer<'_> {
                 self.attempt(|case| drop(case.events[index].actions.remove(action)));
             }
         }
-        self.attempt(|case| case.limit = None);
     }
 
     /// Leaves one instruction and a `hlt` behind it, if that is enough.

@@ -1,5 +1,5 @@
-//! Arbitrary valid cases: every action and trigger, odd registers, aliases, notes of any characters,
-//! mappings at both ends of the address space.
+//! Arbitrary valid cases: every action and trigger, odd registers, aliases, notes of any
+//! characters, mappings at both ends of the address space.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -1,9 +1,9 @@
 //! Static ELF executables, position-independent or not (System V ABI, chapters 4 and 5; x86-64
 //! supplement, section 4.4).
 //!
-//! A position-independent one is loaded at [`PIE_BASE`] and its relative relocations are applied, so
-//! that it need not do so itself (it may: the result is the same). IRELATIVE ones call functions and
-//! are left to the program, as in any static executable.
+//! A position-independent one is loaded at [`PIE_BASE`] and its relative relocations are applied,
+//! so that it need not do so itself (it may: the result is the same). IRELATIVE ones call functions
+//! and are left to the program, as in any static executable.
 
 use object::LittleEndian;
 use object::elf::{self, FileHeader64, ProgramHeader64};
@@ -24,8 +24,8 @@ const DYNAMIC_SIZE: u64 = 16;
 
 type Program = ProgramHeader64<LittleEndian>;
 
-/// The case that runs the static executable `file`. `stack_size` is in bytes and rounded up to whole
-/// pages.
+/// The case that runs the static executable `file`. `stack_size` is in bytes and rounded up to
+/// whole pages.
 pub fn elf(file: &[u8], stack_size: u64) -> Result<Case, ImageError> {
     check_identity(file)?;
     // The headers are read in place, where they have to be aligned.

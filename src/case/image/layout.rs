@@ -1,12 +1,12 @@
 //! [`Memory`]: segments laid out in pages, and the [`Case`] that they make.
 
 use super::ImageError;
+use crate::case::validate::MAX_BYTES;
 use crate::case::{Case, Mapping, Object, ObjectId};
 use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE, Permissions, RangeError};
 
-/// No more bytes are taken for an image and its stack; what a case may have is for
-/// [`Case::validate`] to say.
-const MOST_BYTES: u64 = 64 << 20;
+/// No more bytes are taken for an image and its stack.
+const MOST_BYTES: u64 = MAX_BYTES as u64;
 /// Where the stack ends, unless the image lies there: far from where engines have their own memory.
 const STACK_TOP: u64 = 0x1000_0000_0000;
 /// How far below it goes where the image is in the way.

@@ -1,6 +1,6 @@
-//! Executable images as cases: [`flat`] binaries and static ELF files ([`elf`]). The case that comes
-//! out runs bare code from its entry point until `hlt`; there is no operating system behind it, no
-//! arguments on the stack and no thread-local storage.
+//! Executable images as cases: [`flat`] binaries and static ELF files ([`elf`](fn@elf)). The case
+//! that comes out runs bare code from its entry point until `hlt`; there is no operating system
+//! behind it, no arguments on the stack and no thread-local storage.
 //!
 //! Memory is mapped as Linux maps it, with these differences: pages hold nothing but the bytes of
 //! their segments, and a page that segments share is allowed what any of them is. Each run of pages

@@ -35,9 +35,10 @@
 //! ```
 //!
 //! Registers that are not written have the values of [`State::default`](crate::guest::State), bytes
-//! that are not written are zero. Comments are for the reader: [`parse`] skips them, [`print`] makes
-//! them anew. Whatever [`Case::validate`] accepts survives `parse(&print(case))` unchanged; whatever
-//! it rejects, [`parse`] rejects with the place of the offending item.
+//! that are not written are zero. Comments are for the reader: [`parse`] skips them,
+//! [`print`](fn@print) makes them anew. Whatever [`Case::validate`] accepts survives
+//! `parse(&print(case))` unchanged; whatever it rejects, [`parse`] rejects with the place of the
+//! offending item.
 
 mod check;
 mod error;
@@ -49,6 +50,7 @@ mod reader;
 pub use error::ParseError;
 
 use super::Case;
+use crate::guest::State;
 
 /// The number of this text form, in the key `format`.
 const FORMAT: u64 = 1;
@@ -64,6 +66,12 @@ pub fn print(case: &Case) -> String {
 #[must_use]
 pub fn print_bare(case: &Case) -> String {
     print::print(case, false)
+}
+
+/// The `[registers]` of `state`: those that are not as at the start of an empty case.
+#[must_use]
+pub fn print_state(state: &State) -> String {
+    print::print_state(state)
 }
 
 /// The valid case that `text` describes.

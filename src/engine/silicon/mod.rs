@@ -55,6 +55,8 @@ pub struct Silicon {
     child: Option<Child>,
     /// What is mapped in the child: where, and from which position in the memfd.
     present: Vec<Present>,
+    /// Processor time that a leg may take, if it was set; else there are two tries.
+    time_limit: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +123,7 @@ impl Silicon {
             memory,
             child: None,
             present: Vec::new(),
+            time_limit: None,
         };
         silicon.start_child(BASES[0], LEG_TIME)?;
         Ok(silicon)
@@ -137,6 +140,20 @@ impl Silicon {
     #[must_use]
     pub fn child_id(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// All that is to be seen of a run that ended with `stop`.
+    fn outcome(&self, run: Run<'_>, stop: Stop) -> Outcome {
+        if !stop.is_exact() {
+            return Outcome::inexact(stop, run.events_applied);
+        }
+        let memory = self.memory.changes(run.case);
+        Outcome { stop, events_applied: run.events_applied, state: run.state, memory }
+    }
+
+    /// Processor time of a leg after which a first try ends.
+    fn first_limit(&self) -> Duration {
+        self.time_limit.unwrap_or(LEG_TIME)
     }
 
     fn start_child(&mut self, base: u64, leg_time: Duration) -> io::Result<()> {
@@ -326,22 +343,20 @@ impl Engine for Silicon {
         &self.capabilities
     }
 
+    fn set_time_limit(&mut self, limit: Duration) {
+        self.time_limit = Some(limit);
+        // The next case gets a child with this limit.
+        self.child = None;
+    }
+
     fn run(&mut self, case: &Case) -> Result<Outcome, Unsupported> {
-        let (mut run, mut stop) = self.run_observed(case, LEG_TIME, None)?;
-        if stop == Stop::TimeLimit {
+        let (mut run, mut stop) = self.run_observed(case, self.first_limit(), None)?;
+        if stop == Stop::TimeLimit && self.time_limit.is_none() {
             (run, stop) = self.run_observed(case, SECOND_LEG_TIME, None)?;
             // The next case gets a child with the short limit.
             self.child = None;
         }
-        if !stop.is_exact() {
-            return Ok(Outcome::inexact(stop, run.events_applied));
-        }
-        Ok(Outcome {
-            stop,
-            events_applied: run.events_applied,
-            state: run.state,
-            memory: self.memory.changes(case),
-        })
+        Ok(self.outcome(run, stop))
     }
 }
 

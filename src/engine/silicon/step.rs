@@ -6,12 +6,13 @@
 
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic};
 
-use super::{Broken, LEG_TIME, LegEnd, Observer, Run, Silicon};
+use super::{Broken, LegEnd, Observer, Run, Silicon};
 use crate::case::{Case, ExceptionVector, Outcome, PageChange, Stop, Trigger};
 use crate::engine::Unsupported;
 use crate::guest::{Flag, GuestAddress, State};
 
-/// Steps after which a leg that is stepped is a run-away.
+/// Steps after which a leg that is stepped is a run-away, unless a time limit was set; then one for
+/// each microsecond of it.
 const MAX_STEPS: u64 = 200_000;
 
 /// The state before one instruction of a run.
@@ -69,11 +70,16 @@ impl Silicon {
                 executed_in_leg: run.executed_in_leg,
             });
         };
-        let (run, stop) = self.run_observed(case, LEG_TIME, Some(&mut observe))?;
-        let memory = if stop.is_exact() { self.memory.changes(case) } else { Vec::new() };
-        let outcome =
-            Outcome { stop, events_applied: run.events_applied, state: run.state, memory };
+        let (run, stop) = self.run_observed(case, self.first_limit(), Some(&mut observe))?;
+        let outcome = self.outcome(run, stop);
         Ok(Trace { steps, outcome })
+    }
+
+    /// Runs `case` one instruction at a time; how it ended and how many instructions that took.
+    pub fn count(&mut self, case: &Case) -> Result<(Outcome, u64), Unsupported> {
+        let (run, stop) = self.run_observed(case, self.first_limit(), Some(&mut |_, _| {}))?;
+        let executed = run.executed;
+        Ok((self.outcome(run, stop), executed))
     }
 
     /// A leg that ends at `trigger`, at the case's limit, or by itself. `observe` is called before
@@ -86,7 +92,8 @@ impl Silicon {
     ) -> Result<LegEnd, Broken> {
         run.executed_in_leg = 0;
         let mut fresh = true;
-        for _ in 0..MAX_STEPS {
+        let limit = self.time_limit.map_or(MAX_STEPS, |limit| limit.as_micros() as u64);
+        for _ in 0..limit {
             if fresh {
                 if run.case.limit == Some(run.executed) {
                     return Ok(LegEnd::Stop(Stop::Limit));

@@ -23,16 +23,16 @@ use std::time::Duration;
 
 use memmap2::{MmapOptions, MmapRaw};
 use unicorn_engine::{
-    Arch, ControlType, HookType, MemType, Mode, Prot, RegisterX86, TlbEntry, TlbType, X86CpuModel, X86Insn,
-    uc_x86_mmr, uc_context, uc_context_alloc, uc_context_restore, uc_context_save, uc_ctl, uc_emu_start,
-    uc_emu_stop, uc_engine, uc_error, uc_free, uc_hook_add, uc_mem_map, uc_mem_map_ptr,
-    uc_mem_read, uc_mem_unmap, uc_mem_write, uc_open, uc_close, uc_reg_read_batch,
-    uc_reg_write, uc_reg_write_batch, uc_version,
+    Arch, ControlType, HookType, MemType, Mode, Prot, RegisterX86, TlbEntry, TlbType, X86CpuModel,
+    X86Insn, uc_close, uc_context, uc_context_alloc, uc_context_restore, uc_context_save, uc_ctl,
+    uc_emu_start, uc_emu_stop, uc_engine, uc_error, uc_free, uc_hook_add, uc_mem_map,
+    uc_mem_map_ptr, uc_mem_read, uc_mem_unmap, uc_mem_write, uc_open, uc_reg_read_batch,
+    uc_reg_write, uc_reg_write_batch, uc_version, uc_x86_mmr,
 };
 
 use super::observer::{Access, Observer};
-use super::registers::{REGISTER_COUNT, REGISTER_NUMBERS, RegisterFile};
 use super::page_table::PageTable;
+use super::registers::{REGISTER_COUNT, REGISTER_NUMBERS, RegisterFile};
 use crate::guest::{GuestRange, PAGE_SIZE, Permissions};
 
 /// An error code of the library.
@@ -137,7 +137,8 @@ impl Machine {
         check(unsafe { uc_open(Arch::X86, Mode::MODE_64, &raw mut handle) })?;
         let observer = Box::new(UnsafeCell::new(Observer::default()));
         let stopper = Stopper(Arc::new(Mutex::new(Handle(handle))));
-        let mut machine = Self { handle, pristine: ptr::null_mut(), observer, stopper, view, legs: 0 };
+        let mut machine =
+            Self { handle, pristine: ptr::null_mut(), observer, stopper, view, legs: 0 };
         machine.configure()?;
         machine.enter_user_mode()?;
         machine.control(ControlType::UC_USE_EXITS, 1)?;
@@ -235,9 +236,7 @@ impl Machine {
         let (host, size) = (self.view.as_mut_ptr(), self.view.len() as u64);
         // SAFETY: the view lives as long as the handle. Nobody has a reference into it; others see the
         // same memory through views of their own.
-        check(unsafe {
-            uc_mem_map_ptr(self.handle, MEMORY_BASE, size, Prot::ALL.0, host.cast())
-        })
+        check(unsafe { uc_mem_map_ptr(self.handle, MEMORY_BASE, size, Prot::ALL.0, host.cast()) })
     }
 
     /// Changes what the guest finds where, and drops all translations of code. To be called after
@@ -275,6 +274,13 @@ impl Machine {
         check(unsafe { uc_emu_start(self.handle, address, 0, 0, 0) })
     }
 
+    /// Makes the guest stop in front of the instructions at these addresses, unless it starts there.
+    pub(super) fn set_exits(&mut self, exits: &[u64]) -> Result<(), Error> {
+        let request = ControlType(ControlType::UC_EXITS.0 | ControlType::IO_WRITE.0);
+        // SAFETY: the arguments are an array and its length, and the library copies what it wants.
+        check(unsafe { uc_ctl(self.handle, request, exits.as_ptr(), exits.len()) })
+    }
+
     pub(super) fn observer(&mut self) -> &mut Observer {
         self.observer.get_mut()
     }
@@ -307,7 +313,16 @@ impl Machine {
         // SAFETY: the callback has the type that goes with `kind`; the data outlive the handle; the
         // range 1..=0 means everywhere; only hooks of instructions look at the last argument.
         check(unsafe {
-            uc_hook_add(self.handle, &raw mut hook, kind as c_int, callback, data, 1, 0, instruction)
+            uc_hook_add(
+                self.handle,
+                &raw mut hook,
+                kind as c_int,
+                callback,
+                data,
+                1,
+                0,
+                instruction,
+            )
         })
     }
 }

@@ -15,6 +15,7 @@ mod library;
 mod observer;
 mod page_table;
 mod registers;
+mod stretch;
 mod watchdog;
 
 use std::io;
@@ -32,7 +33,7 @@ use super::{Capabilities, Engine, Unsupported, Visible};
 use crate::case::{Action, Case, Event, ExceptionVector, MapModel, Outcome, Stop, Trigger};
 use crate::guest::{GuestAddress, Permissions, State};
 
-/// Processor time that one leg may take.
+/// Processor time that one leg may take, unless another is set.
 const LEG_LIMIT: Duration = Duration::from_millis(200);
 
 /// See the file's head.
@@ -145,7 +146,7 @@ impl Unicorn {
         machine.reset()?;
         machine.write_registers(RegisterFile::from_state(&run.state))?;
         self.watchdog.begin(machine.stopper());
-        let result = machine.start(run.state.rip);
+        let result = stretch::run(machine, run.state.rip, || self.watchdog.fired());
         if self.watchdog.end() {
             return Ok(End::Stop(Stop::TimeLimit));
         }
@@ -218,6 +219,10 @@ impl Engine for Unicorn {
         &self.capabilities
     }
 
+    fn set_time_limit(&mut self, limit: Duration) {
+        self.watchdog.set_limit(limit);
+    }
+
     fn run(&mut self, case: &Case) -> Result<Outcome, Unsupported> {
         if self.filtered
             && let Some(lacking) = filter::lacking(case)
@@ -239,7 +244,8 @@ impl Engine for Unicorn {
 
 /// What has to be compiled into the guest's code for `case`.
 fn instruments(case: &Case) -> Instruments {
-    let counts = |event: &Event| matches!(event.trigger, Trigger::Count(_) | Trigger::Breakpoint(_));
+    let counts =
+        |event: &Event| matches!(event.trigger, Trigger::Count(_) | Trigger::Breakpoint(_));
     if case.limit.is_some() || case.events.iter().any(counts) {
         Instruments::Instructions
     } else {

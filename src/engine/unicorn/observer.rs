@@ -68,6 +68,12 @@ impl Observer {
         self.system_call = true;
     }
 
+    /// Whether the guest had a reason to stop that it told.
+    pub(super) fn is_stopped(&self) -> bool {
+        let (paused, interrupted) = (self.pause.is_some(), self.interrupt.is_some());
+        paused || interrupted || self.fault.is_some() || self.system_call
+    }
+
     /// Before the instruction at `address`; whether to stop. `read` reads the memfd.
     pub(super) fn instruction(&mut self, address: u64, read: impl Fn(u64, &mut [u8])) -> bool {
         if self.is_still_current(address, read) {
@@ -136,8 +142,8 @@ mod tests {
         });
         let mut memory = CaseMemory::new().unwrap();
         memory.load(&case);
-        let mut observer = Observer::default();
-        observer.pages = PageTable::new(&memory, &MapModel::initial(&case));
+        let pages = PageTable::new(&memory, &MapModel::initial(&case));
+        let mut observer = Observer { pages, ..Observer::default() };
         observer.begin_leg(count, breakpoint);
         observer
     }

@@ -124,12 +124,7 @@ impl RegisterFile {
             ..Self::default()
         };
         file.words[..16].copy_from_slice(&state.gpr);
-        file.words[16..].copy_from_slice(&[
-            state.rip,
-            state.rflags,
-            state.fs_base,
-            state.gs_base,
-        ]);
+        file.words[16..].copy_from_slice(&[state.rip, state.rflags, state.fs_base, state.gs_base]);
         for (register, vector) in file.vectors.iter_mut().zip(&state.vector) {
             register.copy_from_slice(&vector[..2]);
         }
@@ -137,6 +132,10 @@ impl RegisterFile {
             file.floats[(state.x87.top() + index) % 8] = Float { significand, sign_exponent };
         }
         file
+    }
+
+    pub(super) fn rip(&self) -> u64 {
+        self.words[16]
     }
 
     /// Takes over into `state` all that the library shows; the rest stays as it is.

@@ -17,6 +17,8 @@ const TICK: Duration = Duration::from_millis(10);
 
 #[derive(Default)]
 struct Watch {
+    /// Processor time that a leg may take.
+    limit: Duration,
     /// Counts the legs.
     leg: u64,
     /// How to stop the leg that runs now.
@@ -47,12 +49,18 @@ impl Watchdog {
     /// Watches legs that run in the calling thread and may take `limit` each.
     pub(super) fn start(limit: Duration) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
+        shared.lock().limit = limit;
         let clock = ThreadClock::of_this_thread();
         let watched = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("unicorn-watchdog".to_owned())
-            .spawn(move || watch(&watched, clock, limit))?;
+            .spawn(move || watch(&watched, clock))?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Legs may take `limit` each from now on.
+    pub(super) fn set_limit(&self, limit: Duration) {
+        self.shared.lock().limit = limit;
     }
 
     /// A leg is about to run.
@@ -61,6 +69,11 @@ impl Watchdog {
         watch.leg += 1;
         watch.fired = false;
         watch.running = Some(stopper.clone());
+    }
+
+    /// Whether the leg under way was asked to stop.
+    pub(super) fn fired(&self) -> bool {
+        self.shared.lock().fired
     }
 
     /// The leg has ended; whether it was asked to.
@@ -82,7 +95,7 @@ impl Drop for Watchdog {
     }
 }
 
-fn watch(shared: &Shared, clock: ThreadClock, limit: Duration) {
+fn watch(shared: &Shared, clock: ThreadClock) {
     // The leg last seen, and the time when it was first seen.
     let mut seen = (0, Duration::ZERO);
     let mut watch = shared.lock();
@@ -92,7 +105,7 @@ fn watch(shared: &Shared, clock: ThreadClock, limit: Duration) {
         let Some(stopper) = &watch.running else { continue };
         if seen.0 != watch.leg {
             seen = (watch.leg, clock.now());
-        } else if clock.now().saturating_sub(seen.1) >= limit {
+        } else if clock.now().saturating_sub(seen.1) >= watch.limit {
             stopper.stop();
             watch.fired = true;
         }

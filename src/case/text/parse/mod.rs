@@ -33,8 +33,8 @@ pub(super) fn parse(text: &str) -> Read<Case> {
         let event = events::read(&item, &case, &mut checker)?;
         case.events.push(event);
     }
-    // Every rule has been checked above, at its place. Should one be added there and forgotten here,
-    // the case is still refused.
+    // Every rule has been checked above, at its place. Should one be added there and forgotten
+    // here, the case is still refused.
     case.validate().map_err(|invalid| Failure::new(0, invalid))?;
     Ok(case)
 }

@@ -3,12 +3,12 @@
 use super::super::check::{ObjectPlaces, check_objects};
 use super::super::error::Read;
 use super::super::reader::{Item, Table};
+use crate::case::validate::MAX_BYTES;
 use crate::case::{Case, Mapping, Object, ObjectId};
 use crate::guest::Permissions;
 
-/// Objects are refused past this many bytes before memory is taken for them; what a case may have is
-/// for [`Case::validate`] to say.
-const MOST_BYTES: u64 = 64 << 20;
+/// Objects are refused past this many bytes before memory is taken for them.
+const MOST_BYTES: u64 = MAX_BYTES as u64;
 
 /// Reads all `[[object]]`s into `case` and checks them.
 pub(super) fn read(root: &Table<'_>, case: &mut Case) -> Read<()> {

@@ -8,6 +8,7 @@ mod registers;
 use self::code::CodeMap;
 use super::FORMAT;
 use crate::case::{Case, MapModel, Mapping, Mode};
+use crate::guest::State;
 
 /// The text of `case`, with or without comments.
 pub(super) fn print(case: &Case, comments: bool) -> String {
@@ -32,6 +33,13 @@ pub(super) fn print(case: &Case, comments: bool) -> String {
         events::print(&mut text, case, event, code.as_ref().zip(map.as_mut()));
     }
     text
+}
+
+/// The registers alone, with comments.
+pub(super) fn print_state(state: &State) -> String {
+    let mut text = String::new();
+    registers::print(&mut text, state, true);
+    text.trim_start().to_owned()
 }
 
 fn print_head(text: &mut String, case: &Case) {

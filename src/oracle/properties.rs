@@ -1,0 +1,80 @@
+//! What must hold for any input, as plain functions: the fuzz targets, the seeded tests and the tests
+//! over `corpora/` call the same ones. Each panics, with all there is to know, if its property does
+//! not hold.
+
+use std::cell::RefCell;
+
+use arbitrary::Unstructured;
+
+use super::judge::{EngineVerdict, Finding, Judge, Verdict};
+use crate::case::{Case, text};
+use crate::engine::silicon::Silicon;
+use crate::generate::{Generator, HostFeatures};
+
+/// Any bytes as the text of a case: they parse to a valid case whose own text parses to the same case,
+/// or they fail with a place inside the text.
+pub fn case_text(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match text::parse(text) {
+        Ok(case) => {
+            assert_eq!(case.validate(), Ok(()), "a case that was parsed is valid");
+            let printed = text::print(&case);
+            let again = text::parse(&printed).expect("what was printed can be parsed");
+            assert_eq!(again, case, "a case survives its text form");
+            assert_eq!(text::print(&again), printed, "printing is stable");
+        }
+        Err(error) => {
+            let lines = text.lines().count().max(1);
+            assert!(
+                1 <= error.line && error.line <= lines + 1 && error.column >= 1,
+                "{error}: the place is inside a text of {lines} lines"
+            );
+        }
+    }
+}
+
+/// Any bytes as the choices of a program: every engine agrees with silicon on it, but for differences
+/// that the table accepts.
+pub fn differential(bytes: &[u8]) {
+    thread_local! {
+        static BENCH: RefCell<Option<(Generator, Judge)>> = const { RefCell::new(None) };
+    }
+    BENCH.with_borrow_mut(|bench| {
+        let (generator, judge) =
+            bench.get_or_insert_with(|| (Generator::new(&HostFeatures::detect()), all_engines()));
+        let program = generator.program(&mut Unstructured::new(bytes));
+        assert_eq!(program.case.validate(), Ok(()), "generated cases are valid");
+        if let Some((finding, case)) = unexplained(judge, &program.case) {
+            panic!("{} is not explained:\n{}", finding.key, text::print(&case));
+        }
+    });
+}
+
+/// The first finding on `case` that the table does not explain, with the case that shows it.
+pub fn unexplained(judge: &mut Judge, case: &Case) -> Option<(Finding, Case)> {
+    let Verdict::Judged { engines, .. } = judge.judge(case) else { return None };
+    let findings = engines.into_iter().flat_map(|verdict| match verdict {
+        EngineVerdict::Differs { findings, .. } => findings,
+        EngineVerdict::Agrees | EngineVerdict::Unsupported(_) => Vec::new(),
+    });
+    let finding = findings.into_iter().find(|finding| finding.accepted.is_none())?;
+    let case = finding.divergence.case.clone();
+    Some((finding, case))
+}
+
+/// A judge with every engine of this build.
+///
+/// # Panics
+///
+/// If an engine cannot be had on this host.
+#[must_use]
+pub fn all_engines() -> Judge {
+    let silicon = Silicon::new().expect("the silicon engine works on this host");
+    let second = Silicon::named("silicon#2").expect("the silicon engine works on this host");
+    let mut engines: Vec<Box<dyn crate::engine::Engine>> = vec![Box::new(second)];
+    #[cfg(feature = "unicorn")]
+    engines.push(Box::new(
+        crate::engine::unicorn::Unicorn::new().expect("Unicorn works on this host"),
+    ));
+    Judge::new(silicon, engines)
+}
