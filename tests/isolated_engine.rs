@@ -1,5 +1,5 @@
-//! An engine in a worker process: what comes of crashes, hangs, exits and nonsense. The worker is this
-//! very program, started with the name of the one test that is a worker and nothing else.
+//! An engine in a worker process: what comes of crashes, hangs, exits and nonsense. The worker is
+//! this very program, started with the name of the one test that is a worker and nothing else.
 #![allow(clippy::unwrap_used, reason = "a test fails where something is not there")]
 
 use std::io::{BufRead, BufReader, Write};

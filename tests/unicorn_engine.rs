@@ -1,5 +1,5 @@
-//! The engine `unicorn`: that it is Unicorn, that what the library says reaches an outcome unchanged,
-//! and that nothing of a case is left for the next.
+//! The engine `unicorn`: that it is Unicorn, that what the library says reaches an outcome
+//! unchanged, and that nothing of a case is left for the next.
 #![cfg(feature = "unicorn")]
 #![allow(clippy::unwrap_used, reason = "a test fails where something is not there")]
 
@@ -291,7 +291,8 @@ fn counts_breakpoints_and_limits() {
 #[test]
 fn a_repeated_string_instruction_counts_once() {
     for iterations in [0, 1, 7, 4096] {
-        let mut case = program(&[0xf3, 0xaa, 0xff, 0xc0, 0xff, 0xc0]); // rep stosb; inc eax; inc eax
+        // rep stosb; inc eax; inc eax
+        let mut case = program(&[0xf3, 0xaa, 0xff, 0xc0, 0xff, 0xc0]);
         case.state.gpr[RDI] = DATA;
         case.state.gpr[RCX] = iterations;
         case.limit = Some(2);

@@ -6,8 +6,8 @@
 //!
 //! 1. The worker sends a greeting: what the engine is, or the text of the error that kept it from
 //!    starting ([`refuse`]).
-//! 2. The parent sends a case and its time limit for a leg, if one was set; the worker answers with the
-//!    `Result` of [`Engine::run`]. And so on.
+//! 2. The parent sends a case and its time limit for a leg, if one was set; the worker answers with
+//!    the `Result` of [`Engine::run`]. And so on.
 //! 3. The worker ends when its input ends.
 //!
 //! A worker that dies, is late or talks nonsense is killed, and another takes its place before the
@@ -67,8 +67,8 @@ pub fn serve(
     Ok(())
 }
 
-/// Makes this process end when its parent does, even if an engine is busy and [`serve`] does not see
-/// its input end. A worker calls it first.
+/// Makes this process end when its parent does, even if an engine is busy and [`serve`] does not
+/// see its input end. A worker calls it first.
 pub fn end_with_parent() -> io::Result<()> {
     let parent = parent_id();
     let watch = move || {

@@ -1,6 +1,6 @@
-//! [`Sabotaged`]: an engine that is wrong on purpose, to show that a campaign sees it. What is wrong and
-//! when is data ([`Sabotage`]); the same case is wrong in the same way each time, so that what is found
-//! can be minimised. It touches outcomes only, never the engine that it wraps.
+//! [`Sabotaged`]: an engine that is wrong on purpose, to show that a campaign sees it. What is
+//! wrong and when is data ([`Sabotage`]); the same case is wrong in the same way each time, so that
+//! what is found can be minimised. It touches outcomes only, never the engine that it wraps.
 
 use std::time::Duration;
 

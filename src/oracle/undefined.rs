@@ -38,7 +38,7 @@ mod tests {
     #[test]
     fn multiplication_leaves_four_flags_undefined() {
         let imul = Decoder::new(64, &[0x0f, 0xaf, 0xc3], DecoderOptions::NONE).decode();
-        let expected = [Flag::PF, Flag::AF, Flag::ZF, Flag::SF].map(Flag::mask).iter().sum();
+        let expected: u64 = [Flag::PF, Flag::AF, Flag::ZF, Flag::SF].map(Flag::mask).iter().sum();
         assert_eq!(undefined_flags(&imul), expected);
         let add = Decoder::new(64, &[0x01, 0xc3], DecoderOptions::NONE).decode();
         assert_eq!(undefined_flags(&add), 0);

@@ -1,9 +1,9 @@
-//! What Unicorn 2.1 lacks wholesale, found by looking at a case's code, so that a campaign counts such
-//! cases as not supported and does not report one difference for each.
+//! What Unicorn 2.1 lacks wholesale, found by looking at a case's code, so that a campaign counts
+//! such cases as not supported and does not report one difference for each.
 //!
-//! The code is decoded in a line from the entry and from the start of each executable mapping, and so
-//! is what events write into executable memory. That is no proof: code can hide behind data. What is
-//! missed shows as #UD.
+//! The code is decoded in a line from the entry and from the start of each executable mapping, and
+//! so is what events write into executable memory. That is no proof: code can hide behind data.
+//! What is missed shows as #UD.
 
 use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction};
 

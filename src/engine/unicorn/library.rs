@@ -6,9 +6,9 @@
 //! *pristine* one, to which [`Machine::reset`] goes back, so that nothing of a case (a fault in
 //! flight, a register that a case cannot name) lasts until the next.
 //!
-//! All of the case's memory is mapped once, at a physical address that no guest address can be. What
-//! the guest finds at its own addresses is the answer of a [`PageTable`] to a TLB miss. That makes a
-//! change of the map as cheap as a TLB flush, where mapping a page takes Unicorn tens of
+//! All of the case's memory is mapped once, at a physical address that no guest address can be.
+//! What the guest finds at its own addresses is the answer of a [`PageTable`] to a TLB miss. That
+//! makes a change of the map as cheap as a TLB flush, where mapping a page takes Unicorn tens of
 //! microseconds; and aliases are one memory to Unicorn, so that it sees code being written under
 //! another address. An access that the table does not permit is sent to the physical address that
 //! equals the guest's, where nothing is, so that the hook for invalid accesses tells the address.
@@ -38,9 +38,10 @@ use crate::guest::{GuestRange, PAGE_SIZE, Permissions};
 /// An error code of the library.
 pub(super) type Error = uc_error;
 
-/// Bytes for translations. When they are nearly used up and a long block is to be translated, Unicorn
-/// tries again and again for hundreds of milliseconds; so there are enough of them for this many legs,
-/// behind which all translations are dropped and only the first few bytes are used again.
+/// Bytes for translations. When they are nearly used up and a long block is to be translated,
+/// Unicorn tries again and again for hundreds of milliseconds; so there are enough of them for this
+/// many legs, behind which all translations are dropped and only the first few bytes are used
+/// again.
 const TRANSLATION_BUFFER: u32 = 64 << 20;
 const LEGS_PER_FLUSH: u32 = 256;
 
@@ -234,8 +235,8 @@ impl Machine {
 
     fn map_memory(&mut self) -> Result<(), Error> {
         let (host, size) = (self.view.as_mut_ptr(), self.view.len() as u64);
-        // SAFETY: the view lives as long as the handle. Nobody has a reference into it; others see the
-        // same memory through views of their own.
+        // SAFETY: the view lives as long as the handle. Nobody has a reference into it; others see
+        // the same memory through views of their own.
         check(unsafe { uc_mem_map_ptr(self.handle, MEMORY_BASE, size, Prot::ALL.0, host.cast()) })
     }
 
@@ -274,7 +275,8 @@ impl Machine {
         check(unsafe { uc_emu_start(self.handle, address, 0, 0, 0) })
     }
 
-    /// Makes the guest stop in front of the instructions at these addresses, unless it starts there.
+    /// Makes the guest stop in front of the instructions at these addresses, unless it starts
+    /// there.
     pub(super) fn set_exits(&mut self, exits: &[u64]) -> Result<(), Error> {
         let request = ControlType(ControlType::UC_EXITS.0 | ControlType::IO_WRITE.0);
         // SAFETY: the arguments are an array and its length, and the library copies what it wants.
@@ -364,8 +366,8 @@ fn needed(kind: MemType) -> Prot {
 /// # Safety
 /// `data` is the pointer given to `uc_hook_add` and the reference does not outlive the callback.
 unsafe fn observer<'run>(data: *mut c_void) -> &'run mut Observer {
-    // SAFETY: it points to the machine's own cell, which nobody else uses while the guest runs; hooks
-    // do not nest.
+    // SAFETY: it points to the machine's own cell, which nobody else uses while the guest runs;
+    // hooks do not nest.
     unsafe { &mut *data.cast::<Observer>() }
 }
 

@@ -7,8 +7,8 @@
 //! instruction; cases that have them run on a machine of their own, so that the others run at full
 //! speed.
 //!
-//! Guests run at privilege level 3. A `hlt` there is a general-protection fault, which ends a leg as
-//! it does on silicon.
+//! Guests run at privilege level 3. A `hlt` there is a general-protection fault, which ends a leg
+//! as it does on silicon.
 
 mod filter;
 mod library;
@@ -277,15 +277,15 @@ fn page_fault(map: &MapModel, access: Access, address: u64) -> Stop {
 
 fn capabilities() -> Capabilities {
     let lacks = [
-        "AVX of 256 bits, AVX2, FMA, F16C, AVX-512, XOP, 3DNow!, SHA, GFNI and VAES are invalid opcodes.",
-        "128-bit AVX runs as two-operand SSE and gives wrong results without a word.",
-        "Exceptions of SSE arithmetic are neither raised nor noted in MXCSR.",
-        "Alignment is never checked, neither by MOVAPS and its like nor by EFLAGS.AC.",
-        "An access to a non-canonical address is a page fault.",
-        "Error codes other than those of page faults are not told.",
-        "`int n` is reported as exception n, where an operating system refuses most of them.",
-        "`in` and `out` do nothing, where they fault in user mode.",
-        "The x87 unit keeps neither its last opcode nor its pointers.",
+        "256-bit AVX, AVX2, FMA, F16C, AVX-512, XOP, 3DNow!, SHA, GFNI and VAES: invalid opcodes",
+        "128-bit AVX: it runs as two-operand SSE, with wrong results",
+        "exceptions of SSE arithmetic: neither raised nor noted in MXCSR",
+        "alignment checks, of MOVAPS and its like as of EFLAGS.AC",
+        "#GP for addresses that are not canonical: a page fault instead",
+        "error codes of exceptions other than page faults",
+        "#GP for `int n`: exception n instead",
+        "#GP for `in` and `out`: they do nothing",
+        "the last opcode and the pointers of the x87 unit",
     ];
     Capabilities {
         visible: Visible {

@@ -1,8 +1,8 @@
-//! [`Observer`]: what a machine's hooks note down while the guest runs, and when they ask it to stop.
-//! It knows neither the library nor a case.
+//! [`Observer`]: what a machine's hooks note down while the guest runs, and when they ask it to
+//! stop. It knows neither the library nor a case.
 //!
-//! Instructions are counted when they are *done*: the hook comes before each, so it tells of the one
-//! before. Unicorn calls it again with the same address for each iteration of a repeated string
+//! Instructions are counted when they are *done*: the hook comes before each, so it tells of the
+//! one before. Unicorn calls it again with the same address for each iteration of a repeated string
 //! instruction, and for a store that changes the block it is in, which Unicorn begins anew. So an
 //! instruction that is no branch, but comes twice in a row, is still the same.
 

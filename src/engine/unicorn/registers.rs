@@ -1,5 +1,5 @@
-//! [`RegisterFile`]: a guest's registers in the shape in which Unicorn takes and gives them, and the
-//! way between that and [`State`].
+//! [`RegisterFile`]: a guest's registers in the shape in which Unicorn takes and gives them, and
+//! the way between that and [`State`].
 //!
 //! Unicorn's `FPn` are physical registers, its tag word is the full one of two bits a register, and
 //! its status word holds the top of stack; [`State`] has registers relative to the top and FXSAVE's
@@ -158,7 +158,8 @@ impl RegisterFile {
     }
 }
 
-/// Two bits a register: 3 if it is empty. What the others are tagged with is found from their values.
+/// Two bits a register: 3 if it is empty. What the others are tagged with is found from their
+/// values.
 fn full_tag(abridged: u8) -> u16 {
     (0..8).filter(|index| abridged >> index & 1 == 0).map(|index| 3 << (2 * index)).sum()
 }

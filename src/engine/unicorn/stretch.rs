@@ -1,10 +1,11 @@
 //! Running a guest so that a failed fetch is reported where it happens.
 //!
-//! Unicorn translates ahead. When straight-line code runs off a page into one that cannot be executed,
-//! it reports the fault while it translates the block, with none of the block's instructions done and
-//! RIP at its start. That is no more than a quirk of when it looks, and a fault at the end of a page is
-//! an ordinary way for a random program to end; so the block is run again, cut into pieces by exit
-//! addresses in front of the page, until the instruction that cannot be fetched is alone in its block.
+//! Unicorn translates ahead. When straight-line code runs off a page into one that cannot be
+//! executed, it reports the fault while it translates the block, with none of the block's
+//! instructions done and RIP at its start. That is no more than a quirk of when it looks, and a
+//! fault at the end of a page is an ordinary way for a random program to end; so the block is run
+//! again, cut into pieces by exit addresses in front of the page, until the instruction that cannot
+//! be fetched is alone in its block.
 
 use super::library::{Error, Machine};
 use super::observer::Access;

@@ -2,9 +2,9 @@
 //!
 //! What is limited is the processor time of the engine's thread, so that a busy host does not end
 //! guests early. Protocol: the engine calls [`Watchdog::begin`] before a leg and [`Watchdog::end`]
-//! behind it. Both take the lock under which the thread stops a guest, so that it never stops the leg
-//! after the one it means. A request that comes before the guest really runs is lost; the thread
-//! repeats it at each tick until the leg has ended.
+//! behind it. Both take the lock under which the thread stops a guest, so that it never stops the
+//! leg after the one it means. A request that comes before the guest really runs is lost; the
+//! thread repeats it at each tick until the leg has ended.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
