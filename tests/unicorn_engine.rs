@@ -388,7 +388,7 @@ fn what_it_lacks_is_refused_unless_asked_for() {
     let wide = program(&[0xc5, 0xfc, 0x58, 0xc1, HLT]); // vaddps ymm0, ymm0, ymm1
     let refusal = Unicorn::new().unwrap().run(&wide).unwrap_err();
     assert_eq!(refusal.what, "256-bit VEX");
-    let outcome = run_on(&mut Unicorn::new().unwrap().unfiltered(), &wide);
+    let outcome = run_on(&mut Unicorn::new().unwrap().with_filter(Filter::Nothing), &wide);
     assert_eq!(outcome.stop, exception(ExceptionVector::UD));
     let event = (Trigger::Halt, vec![write(CODE + 1, &[0x62, 0xf1, 0x7c, 0x48, 0x58, 0xc1])]);
     assert!(Unicorn::new().unwrap().run(&with_events(&[HLT], vec![event])).is_err());

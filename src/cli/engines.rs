@@ -7,7 +7,7 @@ use tregion::engine::Engine;
 use tregion::engine::isolated::{self, Isolated};
 use tregion::engine::silicon::Silicon;
 #[cfg(feature = "unicorn")]
-use tregion::engine::unicorn::Unicorn;
+use tregion::engine::unicorn::{Filter, Unicorn};
 use tregion::oracle::Judge;
 
 use super::{Failure, Found};
@@ -21,24 +21,54 @@ pub(super) struct WorkerArguments {
 }
 
 /// The names that [`make`] knows, for messages.
-pub(super) const KNOWN: &str = "silicon, unicorn, isolated:NAME";
+const KNOWN: &str = "silicon, unicorn, unicorn:unfiltered, unicorn:in-process, isolated:NAME";
 
-/// An engine by its name. `number` tells engines of one kind apart.
+/// What the engine that [`make`] makes of these two is called.
+pub(super) fn title(name: &str, number: usize) -> String {
+    if name == "silicon" && number > 0 {
+        format!("silicon#{}", number + 1)
+    } else {
+        name.to_owned()
+    }
+}
+
+/// An engine by its name. `number` tells engines of one kind apart. Unicorn gets a process of its
+/// own, since guests can crash it.
 pub(super) fn make(name: &str, number: usize) -> io::Result<Box<dyn Engine>> {
-    if let Some(inner) = name.strip_prefix("isolated:") {
-        let arguments = ["worker", "--engine", inner].map(str::to_owned).to_vec();
-        let program = std::env::current_exe()?;
-        return Ok(Box::new(Isolated::new(program, arguments, name)?));
-    }
     match name {
-        "silicon" if number == 0 => Ok(Box::new(Silicon::new()?)),
-        "silicon" => Ok(Box::new(Silicon::named(&format!("silicon#{}", number + 1))?)),
-        #[cfg(feature = "unicorn")]
-        "unicorn" => Ok(Box::new(Unicorn::new()?)),
-        #[cfg(feature = "unicorn")]
-        "unicorn:unfiltered" => Ok(Box::new(Unicorn::new()?.unfiltered())),
-        _ => Err(io::Error::other(format!("unknown engine `{name}`, expected one of: {KNOWN}"))),
+        "silicon" => Ok(Box::new(Silicon::named(&title(name, number))?)),
+        "unicorn" => isolated(name, "unicorn:crashing"),
+        "unicorn:unfiltered" => isolated(name, name),
+        "unicorn:in-process" => in_process("unicorn:in-process"),
+        _ => match name.strip_prefix("isolated:") {
+            Some(inner) => isolated(name, inner),
+            None => Err(unknown(name)),
+        },
     }
+}
+
+/// The engine `served`, in a process of its own.
+fn isolated(name: &str, served: &str) -> io::Result<Box<dyn Engine>> {
+    let arguments = ["worker", "--engine", served].map(str::to_owned).to_vec();
+    Ok(Box::new(Isolated::new(std::env::current_exe()?, arguments, name)?))
+}
+
+/// An engine in this process.
+fn in_process(name: &str) -> io::Result<Box<dyn Engine>> {
+    match name {
+        "silicon" => Ok(Box::new(Silicon::new()?)),
+        #[cfg(feature = "unicorn")]
+        "unicorn:in-process" => Ok(Box::new(Unicorn::new()?)),
+        #[cfg(feature = "unicorn")]
+        "unicorn:crashing" => Ok(Box::new(Unicorn::new()?.with_filter(Filter::Lacking))),
+        #[cfg(feature = "unicorn")]
+        "unicorn:unfiltered" => Ok(Box::new(Unicorn::new()?.with_filter(Filter::Nothing))),
+        _ => Err(unknown(name)),
+    }
+}
+
+fn unknown(name: &str) -> io::Error {
+    io::Error::other(format!("unknown engine `{name}`, expected one of: {KNOWN}"))
 }
 
 /// The names of a list of engines, the judge left out: silicon is always the judge and has to be
@@ -82,7 +112,14 @@ pub(super) fn list() -> Result<Found, Failure> {
 
 /// `tregion worker`: serves an engine to the process that started this one.
 pub(super) fn work(arguments: &WorkerArguments) -> Result<Found, Failure> {
-    let mut engine = make(&arguments.engine, 0)?;
+    isolated::end_with_parent()?;
+    let mut engine = match in_process(&arguments.engine) {
+        Ok(engine) => engine,
+        Err(error) => {
+            isolated::refuse(&error.to_string(), io::stdout().lock())?;
+            return Ok(Found::Nothing);
+        }
+    };
     isolated::serve(engine.as_mut(), io::stdin().lock(), io::stdout().lock())?;
     Ok(Found::Nothing)
 }

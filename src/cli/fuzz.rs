@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     let plan = Plan {
-        engines: names.clone(),
+        engines: names.iter().enumerate().map(|(i, name)| engines::title(name, i + 1)).collect(),
         seed: arguments.seed,
         shard: arguments.shard,
         time: arguments.cases.is_none().then(|| Duration::from_secs(arguments.seconds)),

@@ -39,11 +39,6 @@ impl CaseMemory {
         &self.file
     }
 
-    /// Where the host sees offset 0 of the memfd.
-    pub(crate) fn host_base(&self) -> *mut u8 {
-        self.map.as_mut_ptr()
-    }
-
     /// Puts the objects of `case` in place with their contents at the start.
     pub(crate) fn load(&mut self, case: &Case) {
         self.offsets.clear();
@@ -96,11 +91,6 @@ impl CaseMemory {
             ));
         }
         changes
-    }
-
-    /// All bytes of one object of the loaded case as they are now.
-    pub(crate) fn object_bytes(&self, case: &Case, object: ObjectId) -> &[u8] {
-        self.bytes(self.offsets[object.0], case.objects[object.0].contents.len())
     }
 
     /// The parts of `address .. address + length` that lie in one mapping each, up to the first hole:

@@ -47,9 +47,7 @@ pub trait Engine {
     fn capabilities(&self) -> &Capabilities;
 
     /// Lets a leg take so much processor time before its guest counts as run away.
-    fn set_time_limit(&mut self, limit: Duration) {
-        let _ = limit;
-    }
+    fn set_time_limit(&mut self, limit: Duration);
 
     /// Runs a valid `case` to its end. The same case has the same outcome each time.
     fn run(&mut self, case: &Case) -> Result<Outcome, Unsupported>;

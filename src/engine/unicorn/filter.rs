@@ -4,15 +4,35 @@
 //! The code is decoded in a line from the entry and from the start of each executable mapping, and
 //! so is what events write into executable memory. That is no proof: code can hide behind data.
 //! What is missed shows as #UD.
+//!
+//! A guest can also end the whole process: PCMPESTRI and PCMPESTRM with a length of 0x8000_0000 read
+//! far outside the registers (`pcmpxstrx` takes the absolute value, which is negative still). An
+//! engine that shares its process with others refuses those too.
 
-use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction};
+use std::sync::LazyLock;
+
+use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic};
 
 use crate::case::{Action, Case};
 use crate::engine::Unsupported;
 use crate::guest::{GuestAddress, PAGE_SIZE};
 
-/// The first thing in `case` that Unicorn is known not to have.
-pub(super) fn lacking(case: &Case) -> Option<Unsupported> {
+/// Which cases an engine refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// None: whatever comes of it.
+    Nothing,
+    /// Those with extensions that Unicorn is known to lack.
+    Lacking,
+    /// Those, and those with instructions that can end the process.
+    LackingAndCrashing,
+}
+
+/// The first thing in `case` that keeps it from being run.
+pub(super) fn refused(case: &Case, filter: Filter) -> Option<Unsupported> {
+    if filter == Filter::Nothing {
+        return None;
+    }
     let entry = GuestAddress(case.state.rip);
     let executable = case.mappings.iter().filter(|mapping| mapping.permissions.execute());
     let starts = executable.clone().map(|mapping| mapping.range.start());
@@ -26,21 +46,55 @@ pub(super) fn lacking(case: &Case) -> Option<Unsupported> {
     entries
         .filter_map(|start| Some((start, case.initial_bytes(start)?)))
         .chain(writes)
-        .find_map(|(start, bytes)| lacking_in(without_zero_tail(bytes), start))
+        .find_map(|(start, bytes)| refused_in(without_zero_tail(bytes), start, filter))
         .map(Unsupported::new)
 }
 
-fn lacking_in(bytes: &[u8], start: GuestAddress) -> Option<&'static str> {
+fn refused_in(bytes: &[u8], start: GuestAddress, filter: Filter) -> Option<&'static str> {
     let mut decoder = Decoder::with_ip(64, bytes, start.0, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
     while decoder.can_decode() {
         decoder.decode_out(&mut instruction);
-        if let Some(extension) = lacking_extension(instruction.code()) {
+        let code = instruction.code();
+        if let Some(extension) = LACKING[code as usize] {
             return Some(extension);
+        }
+        if filter == Filter::LackingAndCrashing && crashes(code) {
+            return Some("PCMPESTRI and PCMPESTRM can crash Unicorn");
+        }
+        if code == Code::Int3 {
+            skip_filling(&mut decoder, bytes);
         }
     }
     None
 }
+
+/// Moves on to the end of a run of `int3`, with which programs are often filled up.
+fn skip_filling(decoder: &mut Decoder<'_>, bytes: &[u8]) {
+    let position = decoder.position();
+    let filling = bytes[position..].iter().take_while(|&&byte| byte == 0xcc).count();
+    if decoder.set_position(position + filling).is_ok() {
+        decoder.set_ip(decoder.ip() + filling as u64);
+    }
+}
+
+fn crashes(code: Code) -> bool {
+    matches!(
+        code.mnemonic(),
+        Mnemonic::Pcmpestri
+            | Mnemonic::Pcmpestri64
+            | Mnemonic::Pcmpestrm
+            | Mnemonic::Pcmpestrm64
+            | Mnemonic::Vpcmpestri
+            | Mnemonic::Vpcmpestri64
+            | Mnemonic::Vpcmpestrm
+            | Mnemonic::Vpcmpestrm64
+    )
+}
+
+/// What Unicorn lacks, by the number of the opcode.
+static LACKING: LazyLock<Vec<Option<&'static str>>> =
+    LazyLock::new(|| Code::values().map(lacking_extension).collect());
 
 fn lacking_extension(code: Code) -> Option<&'static str> {
     let operation = code.op_code();
@@ -90,7 +144,22 @@ mod tests {
     use super::*;
 
     fn lacks(code: &[u8]) -> Option<&'static str> {
-        lacking_in(code, GuestAddress(0x1000))
+        refused_in(code, GuestAddress(0x1000), Filter::Lacking)
+    }
+
+    #[test]
+    fn crashing_instructions_are_refused_on_request() {
+        let pcmpestri = [0xcc, 0xcc, 0xcc, 0x66, 0x0f, 0x3a, 0x61, 0xc1, 0];
+        assert_eq!(lacks(&pcmpestri), None);
+        let start = GuestAddress(0x1000);
+        assert!(refused_in(&pcmpestri, start, Filter::LackingAndCrashing).is_some());
+    }
+
+    #[test]
+    fn code_behind_filling_is_seen() {
+        let mut code = vec![0xcc; 100];
+        code.extend([0xc5, 0xfc, 0x58, 0xc1]);
+        assert_eq!(lacks(&code), Some("256-bit VEX"));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 
+pub use self::filter::Filter;
 use self::library::{Error, Instruments, Machine};
 use self::observer::{Access, Observer, Pause};
 use self::page_table::PageTable;
@@ -41,7 +42,7 @@ pub struct Unicorn {
     memory: CaseMemory,
     watchdog: Watchdog,
     capabilities: Capabilities,
-    filtered: bool,
+    filter: Filter,
     /// By [`Instruments`], made when first needed, given up when the library reports an error.
     machines: [Option<Machine>; 2],
 }
@@ -63,21 +64,22 @@ enum LegEnd {
 }
 
 impl Unicorn {
-    /// An engine that refuses cases with extensions that Unicorn is known to lack.
+    /// An engine that refuses cases with extensions that Unicorn is known to lack, and with
+    /// instructions that can end this process.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             memory: CaseMemory::new()?,
             watchdog: Watchdog::start(LEG_LIMIT)?,
             capabilities: capabilities(),
-            filtered: true,
+            filter: Filter::LackingAndCrashing,
             machines: [None, None],
         })
     }
 
-    /// The same engine, but it runs every case, whatever comes of it.
+    /// The same engine with another choice of what to refuse.
     #[must_use]
-    pub fn unfiltered(self) -> Self {
-        Self { filtered: false, ..self }
+    pub fn with_filter(self, filter: Filter) -> Self {
+        Self { filter, ..self }
     }
 
     /// Where the library's code lies in this process, to tell which library it is.
@@ -224,10 +226,8 @@ impl Engine for Unicorn {
     }
 
     fn run(&mut self, case: &Case) -> Result<Outcome, Unsupported> {
-        if self.filtered
-            && let Some(lacking) = filter::lacking(case)
-        {
-            return Err(lacking);
+        if let Some(refused) = filter::refused(case, self.filter) {
+            return Err(refused);
         }
         let failed = |error: Error| Unsupported::new(format!("Unicorn fails: {error}"));
         let instruments = instruments(case);
