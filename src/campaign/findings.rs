@@ -130,7 +130,8 @@ fn shows_alone(
         return false;
     }
     let culprit = Culprit::Instruction(instruction);
-    let divergence = Divergence { culprit, differences, case: Case::default() };
+    let divergence =
+        Divergence { culprit, stops: (left.stop, right.stop), differences, case: Case::default() };
     is_same(&Finding::new(engine.name(), divergence), finding)
 }
 
@@ -145,7 +146,7 @@ fn shows_in_sequence(
         EngineVerdict::Differs { findings, .. } => {
             findings.iter().any(|found| is_same(found, finding))
         }
-        EngineVerdict::Agrees | EngineVerdict::Unsupported(_) => false,
+        _ => false,
     }
 }
 

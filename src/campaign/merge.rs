@@ -108,6 +108,7 @@ fn join(first: Summary, second: Summary) -> Summary {
         refused: sum(first.refused, second.refused),
         changed_and_rerun: first.changed_and_rerun + second.changed_and_rerun,
         traced: first.traced + second.traced,
+        plausible: first.plausible + second.plausible,
         only_undefined: first.only_undefined + second.only_undefined,
         events_applied: first.events_applied + second.events_applied,
         kinds: sum(first.kinds, second.kinds),

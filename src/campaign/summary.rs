@@ -73,6 +73,9 @@ pub struct Summary {
     pub traced: u64,
     /// Cases in which an engine differed only in what the manual leaves undefined.
     pub only_undefined: u64,
+    /// Cases in which an engine differed as its known differences do, and that were not searched for
+    /// the culprit.
+    pub plausible: u64,
     /// Events applied.
     pub events_applied: u64,
     /// Cases by kind of program.
@@ -125,6 +128,7 @@ impl Summary {
             changed_and_rerun: tally.changed_and_rerun,
             traced: tally.traced,
             only_undefined: tally.only_undefined,
+            plausible: tally.plausible,
             events_applied: tally.events_applied,
             kinds: tally.kinds.iter().map(|(kind, count)| (format!("{kind:?}"), *count)).collect(),
             stops: tally.stops,
@@ -177,7 +181,11 @@ impl Summary {
             "events applied: {}; code changed and run again in {} of {} cases traced for it",
             self.events_applied, self.changed_and_rerun, self.traced
         );
-        let _ = writeln!(text, "differed only in undefined results: {}", self.only_undefined);
+        let _ = writeln!(
+            text,
+            "differed only in undefined results: {}; as known differences do, not searched: {}",
+            self.only_undefined, self.plausible
+        );
         let _ = writeln!(text, "stops: {}", most(&self.stops, 8));
         let _ = writeln!(text, "refused: {}", most(&self.refused, 5));
         self.cluster_lines(&mut text);

@@ -27,6 +27,8 @@ pub struct Tally {
     pub changed_and_rerun: u64,
     /// Cases in which an engine differed only in what the manual leaves undefined.
     pub only_undefined: u64,
+    /// Cases in which an engine differed as its known differences do, and that were not searched.
+    pub plausible: u64,
     /// How silicon's runs ended.
     pub stops: BTreeMap<String, u64>,
     /// Events applied.
@@ -79,6 +81,7 @@ impl Tally {
         self.traced += other.traced;
         self.changed_and_rerun += other.changed_and_rerun;
         self.only_undefined += other.only_undefined;
+        self.plausible += other.plausible;
         self.events_applied += other.events_applied;
         add_counts(&mut self.kinds, other.kinds);
         add_counts(&mut self.refused, other.refused);

@@ -67,7 +67,7 @@ impl<'a> Worker<'a> {
     }
 
     fn judge_program(&mut self, number: u64, program: &Program) -> io::Result<()> {
-        match self.judge.judge(&program.case) {
+        match self.judge.judge_quickly(&program.case) {
             Verdict::Unjudged(unsupported) => {
                 let name = self.judge.silicon.name();
                 self.tally.refuse(&format!("{name}: {}", unsupported.what));
@@ -86,6 +86,7 @@ impl<'a> Worker<'a> {
     fn note(&mut self, number: u64, index: usize, verdict: EngineVerdict) -> io::Result<()> {
         match verdict {
             EngineVerdict::Agrees => {}
+            EngineVerdict::Plausible { .. } => self.tally.plausible += 1,
             EngineVerdict::Unsupported(unsupported) => {
                 let name = self.judge.engines[index].name();
                 self.tally.refuse(&format!("{name}: {}", unsupported.what));

@@ -36,6 +36,7 @@ pub struct Object {
     /// What the text form calls it: a letter or `_`, then letters, digits, `_`, at most 32 bytes.
     pub name: String,
     /// Its bytes at the start; the length is a multiple of the page size and not zero.
+    #[serde(with = "serde_bytes")]
     pub contents: Vec<u8>,
 }
 
@@ -81,6 +82,7 @@ pub enum Action {
         /// First byte.
         address: GuestAddress,
         /// What is written: at least one byte.
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
     /// Map part of an object where nothing was mapped.

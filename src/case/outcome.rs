@@ -152,6 +152,7 @@ pub struct PageChange {
     /// Which of its pages, from 0.
     pub page: usize,
     /// What the whole page holds now: [`crate::guest::PAGE_SIZE`] bytes.
+    #[serde(with = "serde_bytes")]
     pub contents: Vec<u8>,
 }
 

@@ -71,7 +71,9 @@ fn replay_one(judge: &mut Judge, case: &Case) -> Found {
     let mut found = Found::Nothing;
     for (engine, verdict) in judge.engines.iter().zip(verdicts) {
         match verdict {
-            EngineVerdict::Agrees => println!("  {}: agrees", engine.name()),
+            EngineVerdict::Agrees | EngineVerdict::Plausible { .. } => {
+                println!("  {}: agrees", engine.name())
+            }
             EngineVerdict::Unsupported(unsupported) => {
                 println!("  {}: {unsupported}", engine.name());
             }
@@ -105,7 +107,7 @@ pub(super) fn minimize(arguments: &MinimizeArguments) -> Result<Found, Failure> 
     };
     let found = engines.into_iter().enumerate().find_map(|(index, verdict)| match verdict {
         EngineVerdict::Differs { findings, .. } => Some((index, findings.into_iter().next()?)),
-        EngineVerdict::Agrees | EngineVerdict::Unsupported(_) => None,
+        _ => None,
     });
     let Some((index, finding)) = found else {
         return Err(Failure("no engine differs from silicon, so there is nothing to keep".into()));

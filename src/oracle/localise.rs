@@ -10,7 +10,7 @@
 use iced_x86::Instruction;
 
 use super::compare::{Difference, compare};
-use super::undefined::drop_undefined;
+use super::undefined::{drop_undefined, drop_undefined_since};
 use crate::case::{Case, Event, MapModel, ObjectId, Outcome, PageChange, Stop, Trigger};
 use crate::engine::silicon::{Silicon, Step, Trace};
 use crate::engine::{Engine, Unsupported, Visible};
@@ -50,23 +50,27 @@ impl Culprit {
 pub struct Divergence {
     /// Who is to blame.
     pub culprit: Culprit,
+    /// How both runs stopped right after it, silicon's first.
+    pub stops: (Stop, Stop),
     /// What differs right after it, silicon left. Empty where all of it is undefined by the manual.
     pub differences: Vec<Difference>,
     /// A case that shows this divergence from the state before it.
     pub case: Case,
 }
 
-/// All divergences of `engine` from silicon in a run of `case` that is known to differ by
+/// All divergences of `engine` from silicon in a run of `case` that is known to end with `stops` and
 /// `differences`.
 pub fn localise(
     silicon: &mut Silicon,
     engine: &mut dyn Engine,
     case: &Case,
+    stops: (Stop, Stop),
     differences: &[Difference],
 ) -> Result<Vec<Divergence>, Unsupported> {
     let unknown = || {
         vec![Divergence {
             culprit: Culprit::Unknown,
+            stops,
             differences: differences.to_vec(),
             case: case.clone(),
         }]
@@ -103,6 +107,19 @@ pub fn differences_of(
     differences
 }
 
+/// One run of the engine next to silicon.
+struct Probe {
+    stops: (Stop, Stop),
+    differences: Vec<Difference>,
+    case: Case,
+}
+
+impl Probe {
+    fn divergence(self, culprit: Culprit) -> Divergence {
+        Divergence { culprit, stops: self.stops, differences: self.differences, case: self.case }
+    }
+}
+
 struct Search<'a> {
     case: &'a Case,
     trace: &'a Trace,
@@ -128,12 +145,12 @@ impl Search<'_> {
     /// agrees before it and differs after it.
     fn first_after(&mut self, start: usize) -> Result<Option<usize>, Unsupported> {
         let (mut equal, mut different) = (start, self.trace.steps.len());
-        if self.differences(start, different)?.is_empty() {
+        if self.to_the_end(start)?.differences.is_empty() {
             return Ok(None);
         }
         while different - equal > 1 {
             let middle = equal + (different - equal) / 2;
-            if self.differences(start, middle)?.is_empty() {
+            if self.limited(start, middle)?.differences.is_empty() {
                 equal = middle;
             } else {
                 different = middle;
@@ -144,49 +161,44 @@ impl Search<'_> {
 
     fn examine(&mut self, start: usize, culprit: usize) -> Result<Divergence, Unsupported> {
         let instruction = self.trace.steps[culprit].instruction();
-        let mut alone = self.differences(culprit, culprit + 1)?;
-        if !alone.is_empty() {
-            self.drop_undefined(&instruction, &mut alone);
-            return Ok(Divergence {
-                culprit: Culprit::Instruction(instruction),
-                differences: alone,
-                case: self.suffix(culprit, Some(culprit + 1)),
-            });
+        let mut alone = self.limited(culprit, culprit + 1)?;
+        if !alone.differences.is_empty() {
+            if !self.engine.capabilities().runs_on_silicon {
+                drop_undefined(&instruction, &mut alone.differences);
+            }
+            return Ok(alone.divergence(Culprit::Instruction(instruction)));
         }
-        let mut together = self.differences(start, culprit + 1)?;
-        self.drop_undefined(&instruction, &mut together);
-        Ok(Divergence {
-            culprit: Culprit::Sequence(instruction),
-            differences: together,
-            case: self.suffix(start, Some(culprit + 1)),
-        })
-    }
-
-    fn drop_undefined(&self, instruction: &Instruction, differences: &mut Vec<Difference>) {
+        let mut together = self.limited(start, culprit + 1)?;
+        if together.differences.is_empty() {
+            // It takes a run without a limit, which is not stopped after each instruction.
+            together = self.to_the_end(start)?;
+        }
         if !self.engine.capabilities().runs_on_silicon {
-            drop_undefined(instruction, differences);
+            let steps = self.trace.steps[start..=culprit].iter();
+            drop_undefined_since(steps.map(Step::instruction), &mut together.differences);
         }
+        Ok(together.divergence(Culprit::Sequence(instruction)))
     }
 
-    /// How the engine, started at instruction `start`, differs from silicon before instruction `end`.
-    fn differences(&mut self, start: usize, end: usize) -> Result<Vec<Difference>, Unsupported> {
-        let case = self.suffix(start, Some(end));
+    /// The engine, started at instruction `start` and limited to end before `end`, against silicon.
+    fn limited(&mut self, start: usize, end: usize) -> Result<Probe, Unsupported> {
+        let case = suffix(self.case, &self.trace.steps[start], Some((end - start) as u64));
+        self.probe(start, end, case)
+    }
+
+    /// The engine, started at instruction `start`, to the end of the run, against silicon.
+    fn to_the_end(&mut self, start: usize) -> Result<Probe, Unsupported> {
+        let limit = self.case.limit.map(|limit| limit - start as u64);
+        let case = suffix(self.case, &self.trace.steps[start], limit);
+        self.probe(start, self.trace.steps.len(), case)
+    }
+
+    fn probe(&mut self, start: usize, end: usize, case: Case) -> Result<Probe, Unsupported> {
         let mut outcome = self.engine.run(&case)?;
         outcome.events_applied += self.trace.steps[start].events_applied;
         let expected = self.expected(start, end, &case);
-        Ok(compare(&case, &expected, &outcome, self.visible))
-    }
-
-    /// The rest of the case from instruction `start` on, limited to end before instruction `end`.
-    fn suffix(&self, start: usize, end: Option<usize>) -> Case {
-        suffix(
-            self.case,
-            &self.trace.steps[start],
-            match end {
-                Some(end) if end < self.trace.steps.len() => Some((end - start) as u64),
-                _ => self.case.limit.map(|limit| limit - start as u64),
-            },
-        )
+        let differences = compare(&case, &expected, &outcome, self.visible);
+        Ok(Probe { stops: (expected.stop, outcome.stop), differences, case })
     }
 
     /// What silicon shows before instruction `end`, as an outcome of `suffix`.

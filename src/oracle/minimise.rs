@@ -26,12 +26,13 @@ pub fn minimise(case: &Case, budget: usize, holds: &mut dyn FnMut(&Case) -> bool
     loop {
         let before = reducer.best.clone();
         reducer.events();
-        reducer.one_instruction();
+        reducer.filling();
         reducer.instructions();
         reducer.state();
         reducer.memory();
         reducer.mappings();
         reducer.objects();
+        reducer.one_instruction();
         if reducer.best == before || reducer.is_spent() {
             return Minimised { case: reducer.best, runs: reducer.runs };
         }
@@ -75,6 +76,19 @@ impl Reducer<'_> {
                 self.attempt(|case| drop(case.events[index].actions.remove(action)));
             }
         }
+    }
+
+    /// Makes zeros of the `int3`s with which programs are filled up: they are no instructions to try.
+    fn filling(&mut self) {
+        self.attempt(|case| {
+            for object in &mut case.objects {
+                for run in object.contents.chunk_by_mut(|left, right| left == right) {
+                    if run.len() >= 4 && run[0] == 0xcc {
+                        run.fill(0);
+                    }
+                }
+            }
+        });
     }
 
     /// Leaves one instruction and a `hlt` behind it, if that is enough.

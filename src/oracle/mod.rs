@@ -10,7 +10,6 @@ pub mod compare;
 pub mod judge;
 pub mod localise;
 pub mod minimise;
-pub mod properties;
 mod undefined;
 
 pub use accepted::{ACCEPTED, Accepted};

@@ -8,7 +8,11 @@ use crate::guest::Flag;
 
 /// The flags that `instruction` leaves undefined, as a mask of RFLAGS.
 fn undefined_flags(instruction: &Instruction) -> u64 {
-    let bits = instruction.rflags_undefined();
+    mask_of(instruction.rflags_undefined())
+}
+
+/// What iced-x86 numbers in its own way, as a mask of RFLAGS.
+fn mask_of(bits: u32) -> u64 {
     let known = [
         (RflagsBits::CF, Flag::CF),
         (RflagsBits::PF, Flag::PF),
@@ -20,10 +24,36 @@ fn undefined_flags(instruction: &Instruction) -> u64 {
     known.into_iter().filter(|(bit, _)| bits & bit != 0).map(|(_, flag)| flag.mask()).sum()
 }
 
+/// The flags that `instruction` gives a value, as a mask of RFLAGS.
+fn defined_flags(instruction: &Instruction) -> u64 {
+    mask_of(instruction.rflags_modified() & !instruction.rflags_undefined())
+}
+
+/// Drops from `differences`, which these instructions caused together, the flags that one of them left
+/// undefined and none after it defined. If one of them reads such a flag, everything that follows may
+/// differ, and all is dropped.
+pub(super) fn drop_undefined_since(
+    instructions: impl Iterator<Item = Instruction>,
+    differences: &mut Vec<Difference>,
+) {
+    let mut mask = 0;
+    for instruction in instructions {
+        if mask & mask_of(instruction.rflags_read()) != 0 {
+            differences.clear();
+            return;
+        }
+        mask = mask & !defined_flags(&instruction) | undefined_flags(&instruction);
+    }
+    drop_flags(mask, differences);
+}
+
 /// Drops from `differences`, which one execution of `instruction` caused, what the manual leaves
 /// undefined.
 pub(super) fn drop_undefined(instruction: &Instruction, differences: &mut Vec<Difference>) {
-    let mask = undefined_flags(instruction);
+    drop_flags(undefined_flags(instruction), differences);
+}
+
+fn drop_flags(mask: u64, differences: &mut Vec<Difference>) {
     differences.retain(|difference| {
         !matches!(difference.component, Component::Flag(flag) if mask & flag.mask() != 0)
     });
@@ -42,5 +72,28 @@ mod tests {
         assert_eq!(undefined_flags(&imul), expected);
         let add = Decoder::new(64, &[0x01, 0xc3], DecoderOptions::NONE).decode();
         assert_eq!(undefined_flags(&add), 0);
+    }
+
+    #[test]
+    fn undefined_flags_stay_so_until_they_are_defined() {
+        let differ = |flag| Difference {
+            component: Component::Flag(flag),
+            left: crate::oracle::Value::Bits(1),
+            right: crate::oracle::Value::Bits(0),
+        };
+        let code = [0x0f, 0xaf, 0xc3, 0x90, 0x48, 0xff, 0xc0];
+        let all: Vec<Instruction> =
+            Decoder::new(64, &code, DecoderOptions::NONE).into_iter().collect();
+        let mut kept = vec![differ(Flag::AF), differ(Flag::CF)];
+        drop_undefined_since(all[..2].iter().copied(), &mut kept);
+        assert_eq!(kept, [differ(Flag::CF)], "imul leaves AF undefined, nop does not define it");
+        let mut kept = vec![differ(Flag::AF)];
+        drop_undefined_since(all.into_iter(), &mut kept);
+        assert_eq!(kept, [differ(Flag::AF)], "inc defines AF");
+        let code = [0x0f, 0xaf, 0xc3, 0x74, 0x00];
+        let mut kept = vec![differ(Flag::CF)];
+        let decoder = Decoder::new(64, &code, DecoderOptions::NONE);
+        drop_undefined_since(decoder.into_iter(), &mut kept);
+        assert_eq!(kept, [], "je reads the ZF that imul left undefined");
     }
 }

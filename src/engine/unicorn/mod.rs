@@ -133,7 +133,11 @@ impl Unicorn {
         let done = machine.observer().done;
         run.executed += done;
         Ok(match end {
-            End::Pause(Pause::Count) if wanted != Some(done) => LegEnd::Stop(Stop::Limit),
+            End::Pause(Pause::Count)
+                if wanted != Some(done) && breakpoint != Some(run.state.rip) =>
+            {
+                LegEnd::Stop(Stop::Limit)
+            }
             End::Pause(_) => LegEnd::Trigger,
             End::Stop(Stop::Halt) if trigger == Some(Trigger::Halt) => {
                 run.executed += 1;
@@ -165,7 +169,8 @@ impl Unicorn {
         if let Some((Access::Fetch, _)) = observer.fault {
             observer.fetch_failed(run.state.rip);
         }
-        if let Some(pause) = observer.pause {
+        // Unicorn may come to the next instruction before it leaves with a fault of this one.
+        if let (Some(pause), None) = (observer.pause, observer.fault) {
             return Ok(End::Pause(pause));
         }
         if observer.system_call {

@@ -6,10 +6,10 @@ use std::cell::RefCell;
 
 use arbitrary::Unstructured;
 
-use super::judge::{EngineVerdict, Finding, Judge, Verdict};
 use crate::case::{Case, text};
 use crate::engine::silicon::Silicon;
 use crate::generate::{Generator, HostFeatures};
+use crate::oracle::judge::{EngineVerdict, Finding, Judge, Verdict};
 
 /// Any bytes as the text of a case: they parse to a valid case whose own text parses to the same case,
 /// or they fail with a place inside the text.
@@ -55,7 +55,7 @@ pub fn unexplained(judge: &mut Judge, case: &Case) -> Option<(Finding, Case)> {
     let Verdict::Judged { engines, .. } = judge.judge(case) else { return None };
     let findings = engines.into_iter().flat_map(|verdict| match verdict {
         EngineVerdict::Differs { findings, .. } => findings,
-        EngineVerdict::Agrees | EngineVerdict::Unsupported(_) => Vec::new(),
+        _ => Vec::new(),
     });
     let finding = findings.into_iter().find(|finding| finding.accepted.is_none())?;
     let case = finding.divergence.case.clone();
