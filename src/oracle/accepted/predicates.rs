@@ -1,6 +1,8 @@
 //! What rows are made of: predicates over instructions and over differences.
 
-use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind};
+use iced_x86::{
+    Code, CpuidFeature, Encoder, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind,
+};
 
 use super::super::compare::{Component, ComponentClass, Difference, Value};
 use crate::case::{ExceptionVector, Stop};
@@ -114,6 +116,26 @@ pub(super) fn is_mmx(instruction: &Instruction) -> bool {
             instruction.mnemonic(),
             Mnemonic::Emms | Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd
         )
+}
+
+/// F6 /1 and F7 /1.
+pub(super) fn is_test_alias(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.code(),
+        Code::Test_rm8_imm8_F6r1
+            | Code::Test_rm16_imm16_F7r1
+            | Code::Test_rm32_imm32_F7r1
+            | Code::Test_rm64_imm32_F7r1
+    )
+}
+
+/// A branch that has a prefix which changes nothing: it can be encoded shorter.
+pub(super) fn is_branch_with_idle_prefix(instruction: &Instruction) -> bool {
+    if instruction.flow_control() == FlowControl::Next {
+        return false;
+    }
+    let shortest = Encoder::new(64).encode(instruction, instruction.ip());
+    shortest.is_ok_and(|length| length < instruction.len())
 }
 
 pub(super) fn is_locked(instruction: &Instruction) -> bool {

@@ -7,8 +7,9 @@ use super::super::compare::Difference;
 use super::Accepted;
 use super::Pattern::{Mnemonics, Where};
 use super::predicates::{
-    Stops, any, bits, both_page_faults, class, has_16_byte_memory, has_memory, is_flag,
-    is_legacy_sse, is_locked, is_mmx, is_vex_vector, is_x87, only_right_is_invalid, raised,
+    Stops, any, bits, both_page_faults, class, has_16_byte_memory, has_memory,
+    is_branch_with_idle_prefix, is_flag, is_legacy_sse, is_locked, is_mmx, is_test_alias,
+    is_vex_vector, is_x87, only_right_is_invalid, raised,
 };
 use crate::case::{ExceptionVector, Loss, Stop};
 
@@ -45,10 +46,22 @@ pub static ACCEPTED: &[Accepted] = &[
     ),
     unicorn(
         "test-alias",
-        Mnemonics(&[M::Test]),
-        |stops, _| only_right_is_invalid(stops),
+        Where(is_test_alias),
+        any,
         "F6 /1 and F7 /1 are TEST on every processor; here they are invalid",
         "QEMU issue 3580",
+    ),
+    unicorn(
+        "operand-size-branch",
+        Where(is_branch_with_idle_prefix),
+        |_, difference| {
+            matches!(
+                class(difference),
+                C::Stop | C::Rip | C::Gpr | C::Memory | C::FaultAddress | C::ErrorCode
+            )
+        },
+        "a near branch with an operand-size prefix is taken with 16 bits; Intel ignores the prefix",
+        "Intel SDM volume 2A, CALL: in 64-bit mode the operand size is 64 bits",
     ),
     unicorn(
         "reserved-nop",
@@ -142,8 +155,12 @@ pub static ACCEPTED: &[Accepted] = &[
             has_memory(instruction) || instruction.flow_control() != iced_x86::FlowControl::Next
         }),
         |stops, _| {
-            let left = raised(stops.0, ExceptionVector::GP) || raised(stops.0, ExceptionVector::SS);
-            left && (raised(stops.1, ExceptionVector::PF) || stops.1 == Stop::Limit)
+            let stack = raised(stops.0, ExceptionVector::SS);
+            if stack && raised(stops.1, ExceptionVector::GP) {
+                return true;
+            }
+            (stack || raised(stops.0, ExceptionVector::GP))
+                && (raised(stops.1, ExceptionVector::PF) || stops.1 == Stop::Limit)
         },
         "an access to a non-canonical address is a page fault, not #GP or #SS",
         "Intel SDM volume 1, section 3.3.7.1",
@@ -182,7 +199,7 @@ pub static ACCEPTED: &[Accepted] = &[
         |_, difference| {
             let both = (bits(difference.left), bits(difference.right));
             class(difference) == C::ErrorCode
-                && matches!(both, (Some(left), Some(right)) if left == right | 2)
+                && matches!(both, (Some(left), Some(right)) if left & 2 != 0 && right & 2 == 0)
         },
         "an instruction that reads and writes its operand faults as a read; silicon looks for \
          write access first",
@@ -229,6 +246,63 @@ pub static ACCEPTED: &[Accepted] = &[
         },
         "flags, registers or RIP are changed although the instruction faults",
         "QEMU commit e7bbb7cb, \"target/i386: fix flags written back before a fault\" (one of them)",
+    ),
+    unicorn(
+        "goes-on-after-fault",
+        Mnemonics(&[
+            M::Fnsave,
+            M::Fnstenv,
+            M::Fxsave,
+            M::Fxsave64,
+            M::Fstp,
+            M::Fbstp,
+            M::Fbld,
+            M::Fld,
+            M::Fldenv,
+            M::Frstor,
+            M::Fxrstor,
+            M::Fxrstor64,
+        ]),
+        |stops, difference| {
+            raised(stops.0, ExceptionVector::PF)
+                && (raised(stops.1, ExceptionVector::PF) || stops.1 == Stop::Limit)
+                && matches!(
+                    class(difference),
+                    C::Rip
+                        | C::FaultAddress
+                        | C::X87Status
+                        | C::X87Tag
+                        | C::X87Register
+                        | C::Stop
+                        | C::X87Control
+                        | C::Mxcsr
+                        | C::Xmm
+                )
+        },
+        "an access in several parts goes on behind the part that faults, and so does the \
+         instruction: the last address is reported, RIP and the x87 stack have moved",
+        "found by tregion",
+    ),
+    unicorn(
+        "enter-probe",
+        Mnemonics(&[M::Enter]),
+        |stops, _| raised(stops.0, ExceptionVector::PF) && !raised(stops.1, ExceptionVector::PF),
+        "ENTER does not look whether the new top of stack can be written",
+        "Intel SDM volume 2A, ENTER: #PF if a write using the final value of the stack pointer would",
+    ),
+    unicorn(
+        "clflush-does-not-fault",
+        Mnemonics(&[M::Clflush]),
+        |stops, _| raised(stops.0, ExceptionVector::PF),
+        "CLFLUSH of an address that is not mapped does not fault",
+        "Intel SDM volume 2A, CLFLUSH: #PF(fault-code)",
+    ),
+    unicorn(
+        "waitpkg-is-executed",
+        Mnemonics(&[M::Tpause, M::Umwait, M::Umonitor]),
+        |stops, _| raised(stops.0, ExceptionVector::UD),
+        "TPAUSE, UMWAIT and UMONITOR, which neither processor has, run as another instruction",
+        "found by tregion",
     ),
     unicorn(
         "port-access",
@@ -454,11 +528,16 @@ pub static ACCEPTED: &[Accepted] = &[
     in_sequence(unicorn(
         "compare-exchange-loses-flags",
         Mnemonics(&[M::Cmpxchg8b, M::Cmpxchg16b]),
-        |_, difference| {
-            is_flag(difference) || matches!(class(difference), C::OtherFlags | C::Memory | C::Gpr)
-        },
+        any,
         "CMPXCHG8B and CMPXCHG16B take the flags that they leave alone from an unfinished \
-         computation: any bit of RFLAGS may be wrong after them",
+         computation: any bit of RFLAGS may be wrong after them, TF included, and branches go astray",
+        "found by tregion",
+    )),
+    in_sequence(unicorn(
+        "loop-loses-flags",
+        Mnemonics(&[M::Loop, M::Loope, M::Loopne]),
+        any,
+        "LOOP, LOOPE and LOOPNE take the flags that they leave alone from an unfinished computation",
         "found by tregion",
     )),
     in_sequence(unicorn(
