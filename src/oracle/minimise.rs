@@ -9,7 +9,7 @@
 use iced_x86::{Decoder, DecoderOptions};
 
 use crate::case::{Action, Case, Event, ObjectId};
-use crate::guest::{F80, PAGE_SIZE, State};
+use crate::guest::{F80, Flag, GuestAddress, PAGE_SIZE, State};
 
 /// How far a minimisation came.
 #[derive(Clone, Debug)]
@@ -78,12 +78,24 @@ impl Reducer<'_> {
         }
     }
 
-    /// Makes zeros of the `int3`s with which programs are filled up: they are no instructions to try.
+    /// Makes zeros of all code but the first instruction; if that is too much, of the long runs of one
+    /// byte with which programs are filled up, which are no instructions to try one by one.
     fn filling(&mut self) {
+        let first = self.decode().first().copied();
+        let alone = first.is_some_and(|first| {
+            self.attempt(|case| {
+                let contents = &mut case.objects[first.object.0].contents;
+                contents[..first.offset].fill(0);
+                contents[first.offset + first.length..].fill(0);
+            })
+        });
+        if alone {
+            return;
+        }
         self.attempt(|case| {
             for object in &mut case.objects {
                 for run in object.contents.chunk_by_mut(|left, right| left == right) {
-                    if run.len() >= 4 && run[0] == 0xcc {
+                    if run.len() >= 8 {
                         run.fill(0);
                     }
                 }
@@ -125,12 +137,12 @@ impl Reducer<'_> {
     fn decode(&self) -> Vec<Place> {
         let Some(mapping) = self.best.mappings.iter().find(|mapping| {
             mapping.permissions.execute()
-                && mapping.range.contains(crate::guest::GuestAddress(self.best.state.rip))
+                && mapping.range.contains(GuestAddress(self.best.state.rip))
         }) else {
             return Vec::new();
         };
         let rip = self.best.state.rip;
-        let bytes = self.best.initial_bytes(crate::guest::GuestAddress(rip)).unwrap_or_default();
+        let bytes = self.best.initial_bytes(GuestAddress(rip)).unwrap_or_default();
         let used = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
         let base = mapping.offset + (rip - mapping.range.start().0);
         let mut decoder = Decoder::with_ip(64, &bytes[..used], rip, DecoderOptions::NONE);
@@ -160,7 +172,7 @@ impl Reducer<'_> {
         self.attempt(|case| case.state.mxcsr = plain.mxcsr);
         self.attempt(|case| case.state.fs_base = 0);
         self.attempt(|case| case.state.gs_base = 0);
-        for flag in crate::guest::Flag::ALL {
+        for flag in Flag::ALL {
             self.attempt(|case| {
                 case.state.rflags = case.state.rflags & !flag.mask() | plain.rflags & flag.mask();
             });
