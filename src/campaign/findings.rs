@@ -130,6 +130,7 @@ fn shows_alone(
         return false;
     }
     let culprit = Culprit::Instruction(instruction);
+    let executed = vec![instruction];
     let divergence =
         Divergence { culprit, stops: (left.stop, right.stop), differences, case: Case::default() };
     is_same(&Finding::new(engine.name(), divergence), finding)

@@ -50,6 +50,8 @@ impl Culprit {
 pub struct Divergence {
     /// Who is to blame.
     pub culprit: Culprit,
+    /// The instructions executed from the common state up to and with the culprit.
+    pub executed: Vec<Instruction>,
     /// How both runs stopped right after it, silicon's first.
     pub stops: (Stop, Stop),
     /// What differs right after it, silicon left. Empty where all of it is undefined by the manual.
@@ -70,6 +72,7 @@ pub fn localise(
     let unknown = || {
         vec![Divergence {
             culprit: Culprit::Unknown,
+            executed: Vec::new(),
             stops,
             differences: differences.to_vec(),
             case: case.clone(),
@@ -90,6 +93,12 @@ pub fn localise(
     Ok(if divergences.is_empty() { unknown() } else { divergences })
 }
 
+/// Whether the last instruction of a run that stopped so was executed: one that faults changes no
+/// flags, undefined ones included.
+fn completes(stop: Stop) -> bool {
+    !matches!(stop, Stop::Exception { .. })
+}
+
 /// The differences between two outcomes of one execution of `instruction`, silicon's left, without
 /// those that are undefined between these engines.
 pub fn differences_of(
@@ -101,7 +110,7 @@ pub fn differences_of(
 ) -> Vec<Difference> {
     let visible = silicon.capabilities().visible.common(engine.capabilities().visible);
     let mut differences = compare(case, outcomes.0, outcomes.1, visible);
-    if !engine.capabilities().runs_on_silicon {
+    if !engine.capabilities().runs_on_silicon && completes(outcomes.0.stop) {
         drop_undefined(instruction, &mut differences);
     }
     differences
@@ -161,23 +170,30 @@ impl Search<'_> {
 
     fn examine(&mut self, start: usize, culprit: usize) -> Result<Divergence, Unsupported> {
         let instruction = self.trace.steps[culprit].instruction();
+        let masked = !self.engine.capabilities().runs_on_silicon;
         let mut alone = self.limited(culprit, culprit + 1)?;
         if !alone.differences.is_empty() {
-            if !self.engine.capabilities().runs_on_silicon {
+            if masked && completes(alone.stops.0) {
                 drop_undefined(&instruction, &mut alone.differences);
             }
-            return Ok(alone.divergence(Culprit::Instruction(instruction)));
+            return Ok(alone.divergence(Culprit::Instruction(instruction), vec![instruction]));
         }
+        let executed: Vec<Instruction> =
+            self.trace.steps[start..=culprit].iter().map(Step::instruction).collect();
         let mut together = self.limited(start, culprit + 1)?;
-        if together.differences.is_empty() {
+        if !together.differences.is_empty() {
+            // Flags were alike before the culprit, undefined ones included.
+            if masked && completes(together.stops.0) {
+                drop_undefined(&instruction, &mut together.differences);
+            }
+        } else {
             // It takes a run without a limit, which is not stopped after each instruction.
             together = self.to_the_end(start)?;
+            if masked {
+                drop_undefined_since(executed.iter().copied(), &mut together.differences);
+            }
         }
-        if !self.engine.capabilities().runs_on_silicon {
-            let steps = self.trace.steps[start..=culprit].iter();
-            drop_undefined_since(steps.map(Step::instruction), &mut together.differences);
-        }
-        Ok(together.divergence(Culprit::Sequence(instruction)))
+        Ok(together.divergence(Culprit::Sequence(instruction), executed))
     }
 
     /// The engine, started at instruction `start` and limited to end before `end`, against silicon.
