@@ -131,8 +131,13 @@ fn shows_alone(
     }
     let culprit = Culprit::Instruction(instruction);
     let executed = vec![instruction];
-    let divergence =
-        Divergence { culprit, stops: (left.stop, right.stop), differences, case: Case::default() };
+    let divergence = Divergence {
+        culprit,
+        executed,
+        stops: (left.stop, right.stop),
+        differences,
+        case: Case::default(),
+    };
     is_same(&Finding::new(engine.name(), divergence), finding)
 }
 

@@ -124,8 +124,14 @@ struct Probe {
 }
 
 impl Probe {
-    fn divergence(self, culprit: Culprit) -> Divergence {
-        Divergence { culprit, stops: self.stops, differences: self.differences, case: self.case }
+    fn divergence(self, culprit: Culprit, executed: Vec<Instruction>) -> Divergence {
+        Divergence {
+            culprit,
+            executed,
+            stops: self.stops,
+            differences: self.differences,
+            case: self.case,
+        }
     }
 }
 
