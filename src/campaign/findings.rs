@@ -70,7 +70,7 @@ impl Findings {
         if let Some(out) = &plan.out {
             write_finding(out, &hash, &case, silicon, engine, &finding)?;
         }
-        let accepted = finding.accepted.map(|rows| rows.iter().map(|row| row.name).collect());
+        let accepted = finding.row_names();
         let cluster = Cluster { count: 1, first_case: number, accepted, hash, case };
         let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
         clusters.insert(key, Some(cluster));
@@ -157,5 +157,5 @@ fn shows_in_sequence(
 }
 
 fn is_same(found: &Finding, wanted: &Finding) -> bool {
-    found.key == wanted.key && found.accepted.is_some() == wanted.accepted.is_some()
+    found.key == wanted.key && found.row_names() == wanted.row_names()
 }

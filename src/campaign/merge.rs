@@ -1,6 +1,6 @@
 //! Joins the folders of several campaigns into one, by content hash.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,14 @@ pub enum MergeError {
         path: PathBuf,
         /// Why.
         error: io::Error,
+    },
+    /// The same cases are in two folders, and would be counted twice.
+    #[error("{}: its shard of seed {seed} is in another of the campaigns already", path.display())]
+    Twice {
+        /// The second folder.
+        path: PathBuf,
+        /// The seed.
+        seed: u64,
     },
     /// Two campaigns are not parts of one.
     #[error("{}: its {what} differ from those of the first campaign", path.display())]
@@ -43,6 +51,11 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<Summary, MergeError> {
             None => summary,
             Some(first) if first.engines != summary.engines => {
                 return Err(MergeError::Different { path: folder.clone(), what: "engines" });
+            }
+            Some(first)
+                if first.seed == summary.seed && !first.shards.is_disjoint(&summary.shards) =>
+            {
+                return Err(MergeError::Twice { path: folder.clone(), seed: summary.seed });
             }
             Some(first) => join(first, summary),
         });
@@ -103,11 +116,12 @@ fn join(first: Summary, second: Summary) -> Summary {
         unexplained: 0,
         forms: form_counts.len() as u64,
         forms_in_reach: first.forms_in_reach.max(second.forms_in_reach),
-        mnemonics: first.mnemonics.max(second.mnemonics),
+        mnemonics: mnemonics(&form_counts),
         reached_end: first.reached_end + second.reached_end,
         refused: sum(first.refused, second.refused),
         changed_and_rerun: first.changed_and_rerun + second.changed_and_rerun,
         traced: first.traced + second.traced,
+        compared: first.compared + second.compared,
         plausible: first.plausible + second.plausible,
         only_undefined: first.only_undefined + second.only_undefined,
         events_applied: first.events_applied + second.events_applied,
@@ -118,6 +132,12 @@ fn join(first: Summary, second: Summary) -> Summary {
     }
 }
 
+/// How many mnemonics there are among forms, whose first word they are.
+fn mnemonics(forms: &BTreeMap<String, u64>) -> u64 {
+    let first_word = |form: &String| form.split(' ').next().unwrap_or_default().to_owned();
+    forms.keys().map(first_word).collect::<BTreeSet<_>>().len() as u64
+}
+
 fn sum(mut left: BTreeMap<String, u64>, right: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     add_counts(&mut left, right);
     left
@@ -126,10 +146,7 @@ fn sum(mut left: BTreeMap<String, u64>, right: BTreeMap<String, u64>) -> BTreeMa
 /// Clusters with one key are one cluster; the shorter name of the two cases is arbitrary, so the
 /// first stays.
 fn join_clusters(mut left: Vec<ClusterRecord>, right: Vec<ClusterRecord>) -> Vec<ClusterRecord> {
-    let key = |cluster: &ClusterRecord| {
-        let known = cluster.accepted.is_some();
-        (cluster.engine.clone(), cluster.mnemonic.clone(), cluster.component, known)
-    };
+    let key = |cluster: &ClusterRecord| (cluster.key(), cluster.accepted.is_some());
     for cluster in right {
         match left.iter_mut().find(|other| key(other) == key(&cluster)) {
             Some(other) => {

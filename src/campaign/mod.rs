@@ -2,7 +2,7 @@
 //!
 //! Cases are numbered; case *i* of a seed is the same everywhere, and shard *k* of *n* takes those
 //! with *i* mod *n* = *k* − 1. So campaigns need no coordination: their folders are merged afterwards
-//! by the hash of what they found ([`merge`]).
+//! by what they found ([`merge`]).
 
 mod case_file;
 mod findings;
@@ -102,13 +102,20 @@ pub fn run(plan: &Plan, make_judge: MakeJudge<'_>, progress: &Progress) -> io::R
         findings: Findings::default(),
         tally: std::sync::Mutex::default(),
         next_case: AtomicU64::new(0),
-        deadline: plan.time.map(|time| start + time),
+        deadline: plan.time.and_then(|time| start.checked_add(time)),
     };
     let results: Vec<io::Result<()>> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..plan.workers)
             .map(|index| {
                 let shared = &shared;
-                scope.spawn(move || Worker::start(shared, index, make_judge)?.work())
+                scope.spawn(move || {
+                    let result = Worker::start(shared, index, make_judge).and_then(Worker::work);
+                    if result.is_err() {
+                        // The others need not go on: the campaign has failed.
+                        shared.progress.stop.store(true, Ordering::Relaxed);
+                    }
+                    result
+                })
             })
             .collect();
         let join = |worker: std::thread::ScopedJoinHandle<'_, io::Result<()>>| {
@@ -116,12 +123,13 @@ pub fn run(plan: &Plan, make_judge: MakeJudge<'_>, progress: &Progress) -> io::R
         };
         workers.into_iter().map(join).collect()
     });
-    results.into_iter().collect::<io::Result<()>>()?;
     let tally = shared.tally.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     let clusters = shared.findings.into_clusters();
     let summary = Summary::new(plan, &shared.generator, tally, clusters, start.elapsed());
     if let Some(out) = &plan.out {
         summary.write(out)?;
     }
+    // Only now, so that what was found is not lost by what went wrong.
+    results.into_iter().collect::<io::Result<()>>()?;
     Ok(summary)
 }

@@ -26,6 +26,8 @@ pub struct ClusterRecord {
     pub mnemonic: String,
     /// In which component first.
     pub component: ComponentClass,
+    /// If that is the stop: both stops, silicon's first.
+    pub stops: Option<(String, String)>,
     /// How often it was seen.
     pub count: u64,
     /// Rows of the table of accepted differences that explain it; null if it is not explained.
@@ -49,6 +51,8 @@ pub struct Summary {
     pub seconds: f64,
     /// Cases judged.
     pub cases: u64,
+    /// Runs of engines that were compared with silicon's.
+    pub compared: u64,
     /// Cases a second on one core: each engine's runs by themselves, and `all` of it together.
     pub cases_per_second_per_core: BTreeMap<String, f64>,
     /// Distinct differences.
@@ -88,6 +92,19 @@ pub struct Summary {
     pub form_counts: BTreeMap<String, u64>,
 }
 
+impl ClusterRecord {
+    /// What makes it the same as a cluster of another campaign.
+    #[must_use]
+    pub fn key(&self) -> ClusterKey {
+        ClusterKey {
+            engine: self.engine.clone(),
+            mnemonic: self.mnemonic.clone(),
+            component: self.component,
+            stops: self.stops.clone(),
+        }
+    }
+}
+
 impl Summary {
     pub(super) fn new(
         plan: &Plan,
@@ -116,6 +133,7 @@ impl Summary {
             shards: [format!("{}/{}", plan.shard.0, plan.shard.1)].into(),
             seconds: elapsed.as_secs_f64(),
             cases: tally.cases,
+            compared: tally.compared,
             differences: clusters.len() as u64,
             unexplained: clusters.iter().filter(|cluster| cluster.accepted.is_none()).count()
                 as u64,
@@ -194,6 +212,7 @@ impl Summary {
 
     fn verdict(&self) -> String {
         match (self.differences, self.unexplained) {
+            _ if self.compared == 0 => "NOTHING WAS COMPARED\n".to_owned(),
             (0, _) => "NO DIFFERENCE FOUND\n".to_owned(),
             (known, 0) => format!("NO UNEXPLAINED DIFFERENCE, {known} known ones\n"),
             (all, new) => format!("{new} UNEXPLAINED of {all} distinct differences\n"),
@@ -211,8 +230,10 @@ impl Summary {
             };
             let _ = writeln!(
                 text,
-                "  {:>8} × {}: {} → {}  {}.case  {known}",
-                cluster.count, cluster.engine, cluster.mnemonic, cluster.component, cluster.case
+                "  {:>8} × {}  {}.case  {known}",
+                cluster.count,
+                cluster.key(),
+                cluster.case
             );
         }
         if clusters.len() > MAX_CLUSTER_LINES {
@@ -228,6 +249,7 @@ fn record((key, cluster): (ClusterKey, Cluster)) -> ClusterRecord {
         engine: key.engine,
         mnemonic: key.mnemonic,
         component: key.component,
+        stops: key.stops,
         count: cluster.count,
         accepted: cluster.accepted.map(|rows| rows.into_iter().map(str::to_owned).collect()),
         case: cluster.hash,

@@ -13,6 +13,8 @@ pub struct Tally {
     pub cases: u64,
     /// Cases by kind of program.
     pub kinds: BTreeMap<ProgramKind, u64>,
+    /// Runs of engines that were compared with silicon's.
+    pub compared: u64,
     /// Cases that ended at their final `hlt`, all events applied.
     pub reached_end: u64,
     /// The same, raw programs left out.
@@ -58,11 +60,7 @@ impl Tally {
     /// Counts silicon's outcome of a program.
     pub fn outcome(&mut self, program: &Program, stop: Stop, events_applied: usize) {
         self.events_applied += events_applied as u64;
-        let name = match stop {
-            Stop::Exception { vector, .. } => vector.to_string(),
-            other => other.to_string(),
-        };
-        *self.stops.entry(name).or_default() += 1;
+        *self.stops.entry(stop.kind()).or_default() += 1;
         let at_end = stop == Stop::Halt && events_applied == program.case.events.len();
         if at_end {
             self.reached_end += 1;
@@ -76,6 +74,7 @@ impl Tally {
     /// Adds another worker's counts.
     pub fn add(&mut self, other: Self) {
         self.cases += other.cases;
+        self.compared += other.compared;
         self.reached_end += other.reached_end;
         self.programs_reached_end += other.programs_reached_end;
         self.traced += other.traced;

@@ -84,6 +84,7 @@ impl<'a> Worker<'a> {
     }
 
     fn note(&mut self, number: u64, index: usize, verdict: EngineVerdict) -> io::Result<()> {
+        self.tally.compared += u64::from(!matches!(verdict, EngineVerdict::Unsupported(_)));
         match verdict {
             EngineVerdict::Agrees => {}
             EngineVerdict::Plausible { .. } => self.tally.plausible += 1,

@@ -115,6 +115,15 @@ pub enum Stop {
 }
 
 impl Stop {
+    /// Its name without numbers: of two page faults it is the same.
+    #[must_use]
+    pub fn kind(self) -> String {
+        match self {
+            Self::Exception { vector, .. } => vector.to_string(),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether state and memory mean anything.
     #[must_use]
     pub fn is_exact(self) -> bool {

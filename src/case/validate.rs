@@ -110,6 +110,7 @@ impl Case {
             return Err(Invalid::Reserved("x87 control", u64::from(state.x87.control)));
         }
         for (name, base) in [
+            ("rip", state.rip),
             ("fs_base", state.fs_base),
             ("gs_base", state.gs_base),
             ("x87 ip", state.x87.instruction_pointer),

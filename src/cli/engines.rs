@@ -21,7 +21,11 @@ pub(super) struct WorkerArguments {
 }
 
 /// The names that [`make`] knows, for messages.
-const KNOWN: &str = "silicon, unicorn, unicorn:unfiltered, unicorn:in-process, isolated:NAME";
+const KNOWN: &str = if cfg!(feature = "unicorn") {
+    "silicon, unicorn, unicorn:unfiltered, unicorn:in-process, isolated:silicon"
+} else {
+    "silicon, isolated:silicon (this build has no Unicorn)"
+};
 
 /// What the engine that [`make`] makes of these two is called.
 pub(super) fn title(name: &str, number: usize) -> String {
@@ -47,10 +51,11 @@ pub(super) fn make(name: &str, number: usize) -> io::Result<Box<dyn Engine>> {
     }
 }
 
-/// The engine `served`, in a process of its own.
+/// The engine `served`, in a process of its own, which runs this very program even if its file has
+/// been replaced.
 fn isolated(name: &str, served: &str) -> io::Result<Box<dyn Engine>> {
     let arguments = ["worker", "--engine", served].map(str::to_owned).to_vec();
-    Ok(Box::new(Isolated::new(std::env::current_exe()?, arguments, name)?))
+    Ok(Box::new(Isolated::new("/proc/self/exe".into(), arguments, name)?))
 }
 
 /// An engine in this process.
@@ -79,6 +84,9 @@ pub(super) fn judged(names: &[String]) -> Result<Vec<String>, Failure> {
         return Err(Failure("`silicon` judges and has to be among the engines".to_owned()));
     };
     names.remove(judge);
+    if names.is_empty() {
+        return Err(Failure("there is no engine to compare with `silicon`".to_owned()));
+    }
     Ok(names)
 }
 

@@ -100,7 +100,12 @@ fn load(arguments: &Arguments) -> Result<Case, Failure> {
 fn count(case: &Case, limit: Duration) -> Result<u64, Failure> {
     let mut silicon = Silicon::new()?;
     silicon.set_time_limit(limit);
-    Ok(silicon.count(case)?.1)
+    let (outcome, instructions) = silicon.count(case)?;
+    if outcome.stop.is_exact() {
+        Ok(instructions)
+    } else {
+        Err(Failure(format!("counting ended at the {}: {instructions} so far", outcome.stop)))
+    }
 }
 
 fn print_text(engine: &str, outcome: &Outcome, seconds: f64, instructions: Option<u64>) {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -43,6 +43,9 @@ pub(super) struct Arguments {
 const DEFAULT_ENGINES: &str =
     if cfg!(feature = "unicorn") { "silicon,unicorn" } else { "silicon,silicon" };
 
+/// More threads than any machine has CPUs.
+const MAX_WORKERS: usize = 4096;
+
 fn shard(text: &str) -> Result<(u64, u64), String> {
     let expected = || format!("`{text}` is not K/N with 1 ≤ K ≤ N");
     let (part, of) = text.split_once('/').ok_or_else(expected)?;
@@ -56,7 +59,9 @@ fn shard(text: &str) -> Result<(u64, u64), String> {
 pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
     let names = engines::judged(&arguments.engines)?;
     let workers = match arguments.workers {
-        Some(0) => return Err(Failure("a campaign needs at least one worker".to_owned())),
+        Some(workers) if !(1..=MAX_WORKERS).contains(&workers) => {
+            return Err(Failure(format!("a campaign has 1 to {MAX_WORKERS} workers")));
+        }
         Some(workers) => workers,
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
@@ -72,26 +77,37 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
     let progress = Arc::new(Progress::default());
     let stopped = Arc::clone(&progress);
     ctrlc::set_handler(move || stopped.stop.store(true, Ordering::Relaxed))?;
-    let done = std::sync::atomic::AtomicBool::new(false);
+    let done = AtomicBool::new(false);
     let summary = std::thread::scope(|scope| {
         scope.spawn(|| show(&plan, &progress, &done));
-        let result = campaign::run(&plan, &|| engines::judge(&names), &progress);
-        done.store(true, Ordering::Relaxed);
-        result
+        let _ended = SetOnDrop(&done);
+        campaign::run(&plan, &|| engines::judge(&names), &progress)
     })?;
     if let Some(file) = &arguments.json {
         let text = serde_json::to_string_pretty(&summary)? + "\n";
         std::fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))?;
     }
     print!("{}", summary.text());
+    if summary.compared == 0 {
+        return Err(Failure("no case could be compared".to_owned()));
+    }
     if let (Some(out), true) = (&plan.out, summary.differences > 0) {
         println!("replay with: tregion replay {}/*.case", out.display());
     }
     Ok(if summary.differences > 0 { Found::Differences } else { Found::Nothing })
 }
 
+/// Ends the display whatever way the campaign ends.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Draws the progress until `done`.
-fn show(plan: &Plan, progress: &Progress, done: &std::sync::atomic::AtomicBool) {
+fn show(plan: &Plan, progress: &Progress, done: &AtomicBool) {
     let length = plan.cases.or(plan.time.map(|time| time.as_secs()));
     let bar = length.map_or_else(ProgressBar::no_length, ProgressBar::new);
     let style = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {msg}");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tregion::campaign::{header, minimise_finding, side_by_side};
 use tregion::case::{Case, text};
-use tregion::oracle::judge::{EngineVerdict, Judge, Verdict};
+use tregion::oracle::judge::{EngineVerdict, Finding, Judge, Verdict};
 
 use super::{Failure, Found, engines};
 
@@ -99,14 +99,21 @@ fn replay_one(judge: &mut Judge, case: &Case) -> Found {
     found
 }
 
+/// The first finding that is not explained, or else the first.
+fn first_to_explain(mut findings: Vec<Finding>) -> Option<Finding> {
+    let first = findings.iter().position(|finding| finding.accepted.is_none()).unwrap_or(0);
+    (first < findings.len()).then(|| findings.swap_remove(first))
+}
+
 pub(super) fn minimize(arguments: &MinimizeArguments) -> Result<Found, Failure> {
     let mut judge = engines::judge(&engines::judged(&arguments.engines)?)?;
     let case = read(&arguments.file)?;
-    let Verdict::Judged { engines, .. } = judge.judge(&case) else {
-        return Err(Failure("silicon cannot run this case".to_owned()));
+    let engines = match judge.judge(&case) {
+        Verdict::Judged { engines, .. } => engines,
+        Verdict::Unjudged(unsupported) => return Err(Failure(format!("silicon: {unsupported}"))),
     };
     let found = engines.into_iter().enumerate().find_map(|(index, verdict)| match verdict {
-        EngineVerdict::Differs { findings, .. } => Some((index, findings.into_iter().next()?)),
+        EngineVerdict::Differs { findings, .. } => Some((index, first_to_explain(findings)?)),
         _ => None,
     });
     let Some((index, finding)) = found else {

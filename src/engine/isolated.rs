@@ -14,7 +14,7 @@
 //! next case. Nothing else in the worker may write to its standard output.
 
 use std::io::{self, Read, Write};
-use std::os::unix::process::{ExitStatusExt, parent_id};
+use std::os::unix::process::{CommandExt, ExitStatusExt, parent_id};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -174,6 +174,8 @@ impl Worker {
     ) -> io::Result<(Self, Greeting)> {
         let mut process = Command::new(program)
             .args(arguments)
+            // Ctrl-C at a terminal is for this process alone.
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -1,8 +1,8 @@
 //! The one table of accepted differences. There is no other way to ignore a difference.
 //!
-//! A row says in which engine, at which instructions and in which components a difference is known,
-//! why, and where that is written down. Every row has a case in `corpora/divergence/` that shows it; a
-//! test fails for a row that no case exercises.
+//! A row says in which engine, at which instructions, under which conditions and in which components
+//! a difference is known, why, and where that is written down. Every row has a case in
+//! `corpora/divergence/` that shows it; a test fails for a row that no case exercises.
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 
@@ -11,7 +11,9 @@ use super::localise::{Culprit, Divergence};
 use crate::case::{Case, Stop};
 use crate::guest::GuestAddress;
 
-mod predicates;
+mod accesses;
+mod conditions;
+mod instructions;
 mod rows;
 
 pub use rows::ACCEPTED;
@@ -25,7 +27,11 @@ pub enum Pattern {
     Where(fn(&Instruction) -> bool),
 }
 
-/// A difference that is known and has a reason.
+/// How both runs stopped, silicon's first.
+pub type Stops = (Stop, Stop);
+
+/// A difference that is known and has a reason. It covers a difference where all of its conditions
+/// hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Accepted {
     /// A short name, unique in the table.
@@ -34,11 +40,18 @@ pub struct Accepted {
     pub engine: &'static str,
     /// At which instructions.
     pub pattern: Pattern,
-    /// Which of the divergence's differences, as a predicate over how both runs stopped (silicon's
-    /// first) and each difference.
-    pub covers: fn((Stop, Stop), &Difference) -> bool,
-    /// Whether it needs the instructions before: such rows are about stale code.
+    /// How both runs stopped. A run that was lost or took too long is no row's but one that says
+    /// [`Accepted::loses`].
+    pub stops: fn(Stops) -> bool,
+    /// In which components, and with which values.
+    pub shows: fn(&Difference) -> bool,
+    /// What else has to hold of the divergence: of the state before it and of its operands.
+    pub when: fn(&Divergence, &Difference) -> bool,
+    /// Whether it needs the instructions before: such rows are about stale code or stale flags, and
+    /// their pattern is looked for among all instructions that were executed.
     pub sequence: bool,
+    /// Whether it is about an engine that does not come to an end.
+    pub loses: bool,
     /// Why it is so and who is right.
     pub reason: &'static str,
     /// Where to read about it.
@@ -53,17 +66,29 @@ impl Accepted {
         }
     }
 
-    /// Whether the row is about the culprit of `divergence`; a row about sequences is, if one of the
-    /// instructions of its case is.
+    /// Whether the row is about the culprit of `divergence`.
     fn is_about(&self, divergence: &Divergence) -> bool {
         match (&divergence.culprit, self.sequence) {
             (Culprit::Instruction(instruction), false) => self.matches(instruction),
             (Culprit::Sequence(_), true) => {
-                program(&divergence.case).iter().any(|instruction| self.matches(instruction))
+                divergence.executed.iter().any(|instruction| self.matches(instruction))
             }
             _ => false,
         }
     }
+
+    /// Whether runs that stopped so may differ so, the state apart.
+    fn allows(&self, stops: Stops, difference: &Difference) -> bool {
+        (is_finished(stops.1) || self.loses) && (self.stops)(stops) && (self.shows)(difference)
+    }
+
+    fn covers(&self, divergence: &Divergence, difference: &Difference) -> bool {
+        self.allows(divergence.stops, difference) && (self.when)(divergence, difference)
+    }
+}
+
+fn is_finished(stop: Stop) -> bool {
+    !matches!(stop, Stop::Lost(_) | Stop::TimeLimit)
 }
 
 /// The instructions of a case, decoded in a line from its entry.
@@ -94,25 +119,26 @@ pub fn explain(engine: &str, divergence: &Divergence) -> Option<Vec<&'static Acc
         .collect();
     let mut used: Vec<&'static str> = Vec::new();
     for difference in &divergence.differences {
-        let row = rows.iter().find(|row| (row.covers)(divergence.stops, difference))?;
+        let row = rows.iter().find(|row| row.covers(divergence, difference))?;
         used.push(row.name);
     }
     Some(rows.into_iter().filter(|row| used.contains(&row.name)).collect())
 }
 
-/// Whether every one of `differences`, found at the end of a run of `program`, is in a component that
-/// a row allows for one of the program's instructions. That is no explanation: it says that there
-/// may be one, so that not each such run has to be searched for its culprits.
+/// Whether every one of `differences`, found at the end of a run of `program`, is one that a row
+/// allows for one of the program's instructions, whatever the state was there. That is no
+/// explanation: it says that there may be one, so that not each such run has to be searched for its
+/// culprits.
 #[must_use]
 pub fn is_plausible(
     engine: &str,
     program: &[Instruction],
-    stops: (Stop, Stop),
+    stops: Stops,
     differences: &[Difference],
 ) -> bool {
     let rows: Vec<&Accepted> = ACCEPTED
         .iter()
         .filter(|row| is_engine(row.engine, engine) && program.iter().any(|code| row.matches(code)))
         .collect();
-    differences.iter().all(|difference| rows.iter().any(|row| (row.covers)(stops, difference)))
+    differences.iter().all(|difference| rows.iter().any(|row| row.allows(stops, difference)))
 }

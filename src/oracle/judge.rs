@@ -43,11 +43,17 @@ pub struct ClusterKey {
     pub mnemonic: String,
     /// The first component that differs.
     pub component: ComponentClass,
+    /// If that is the stop: both stops, without their numbers, silicon's first.
+    pub stops: Option<(String, String)>,
 }
 
 impl fmt::Display for ClusterKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {} → {}", self.engine, self.mnemonic, self.component)
+        write!(formatter, "{}: {} → {}", self.engine, self.mnemonic, self.component)?;
+        match &self.stops {
+            Some((left, right)) => write!(formatter, " ({left} / {right})"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -126,6 +132,9 @@ impl Judge {
             Ok(outcome) => outcome,
             Err(unsupported) => return Verdict::Unjudged(unsupported),
         };
+        if let Stop::Lost(loss) = reference.stop {
+            return Verdict::Unjudged(Unsupported::new(format!("the judge was lost: {loss}")));
+        }
         let silicon = &mut self.silicon;
         let engines = self
             .engines
@@ -207,11 +216,7 @@ pub fn judge_outcome(
     if differences.is_empty() {
         return EngineVerdict::Agrees;
     }
-    let divergences =
-        match localise(silicon, engine, case, (reference.stop, outcome.stop), &differences) {
-            Ok(divergences) => divergences,
-            Err(unsupported) => return EngineVerdict::Unsupported(unsupported),
-        };
+    let divergences = localise(silicon, engine, case, (reference, &outcome), &differences);
     let findings = divergences
         .into_iter()
         .filter(|divergence| !divergence.differences.is_empty())
@@ -221,6 +226,12 @@ pub fn judge_outcome(
 }
 
 impl Finding {
+    /// Names of the rows that explain it.
+    #[must_use]
+    pub fn row_names(&self) -> Option<Vec<&'static str>> {
+        Some(self.accepted.as_ref()?.iter().map(|row| row.name).collect())
+    }
+
     /// Puts a divergence of `engine`, which has at least one difference, in its place.
     #[must_use]
     pub fn new(engine: &str, divergence: Divergence) -> Self {
@@ -231,7 +242,9 @@ impl Finding {
             Culprit::Unknown => "?".to_owned(),
         };
         let component = divergence.differences[0].component.class();
-        let key = ClusterKey { engine: engine.to_owned(), mnemonic, component };
+        let kinds = || (divergence.stops.0.kind(), divergence.stops.1.kind());
+        let stops = (component == ComponentClass::Stop).then(kinds);
+        let key = ClusterKey { engine: engine.to_owned(), mnemonic, component, stops };
         Self { key, accepted, divergence }
     }
 }

@@ -5,7 +5,7 @@
 //! That instruction is then run alone from silicon's state before it: if the difference shows again it
 //! is the instruction's own, else it needs what came before (stale code, say) and is told as a
 //! difference of the sequence. The search goes on from silicon's state after the culprit until the
-//! rest of the run agrees, so one run yields all its culprits, each from a common state.
+//! rest of the run agrees, so one run yields its culprits (the first 64), each from a common state.
 
 use iced_x86::Instruction;
 
@@ -60,15 +60,17 @@ pub struct Divergence {
     pub case: Case,
 }
 
-/// All divergences of `engine` from silicon in a run of `case` that is known to end with `stops` and
-/// `differences`.
+/// All divergences of `engine` from silicon in a run of `case` that is known to end with these two
+/// outcomes, silicon's first, and so with `differences`. At least one: if the search does not succeed,
+/// the culprit is unknown.
 pub fn localise(
     silicon: &mut Silicon,
     engine: &mut dyn Engine,
     case: &Case,
-    stops: (Stop, Stop),
+    outcomes: (&Outcome, &Outcome),
     differences: &[Difference],
-) -> Result<Vec<Divergence>, Unsupported> {
+) -> Vec<Divergence> {
+    let stops = (outcomes.0.stop, outcomes.1.stop);
     let unknown = || {
         vec![Divergence {
             culprit: Culprit::Unknown,
@@ -79,18 +81,16 @@ pub fn localise(
         }]
     };
     if !engine.capabilities().counts {
-        return Ok(unknown());
+        return unknown();
     }
-    let trace = silicon.trace(case, MAX_STEPS)?;
-    let cut_short =
-        trace.outcome.stop == Stop::Limit && case.limit != Some(trace.steps.len() as u64);
-    if trace.steps.is_empty() || !trace.outcome.stop.is_exact() || cut_short {
-        return Ok(unknown());
+    let Ok(trace) = silicon.trace(case, MAX_STEPS) else { return unknown() };
+    // Where the steps do not lead to what the run led to, they explain nothing.
+    if trace.steps.is_empty() || trace.outcome != *outcomes.0 {
+        return unknown();
     }
     let visible = silicon.capabilities().visible.common(engine.capabilities().visible);
-    let mut search = Search { case, trace: &trace, engine, visible };
-    let divergences = search.all()?;
-    Ok(if divergences.is_empty() { unknown() } else { divergences })
+    let divergences = Search { case, trace: &trace, engine, visible }.all();
+    if divergences.is_empty() { unknown() } else { divergences }
 }
 
 /// Whether the last instruction of a run that stopped so was executed: one that faults changes no
@@ -143,17 +143,22 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn all(&mut self) -> Result<Vec<Divergence>, Unsupported> {
+    /// All divergences, up to the first that the engine cannot be asked about.
+    fn all(&mut self) -> Vec<Divergence> {
         let mut divergences = Vec::new();
         let mut start = 0;
-        let end = self.trace.steps.len();
-        while start < end && divergences.len() < MAX_DIVERGENCES {
-            let Some(culprit) = self.first_after(start)? else { break };
-            let divergence = self.examine(start, culprit)?;
+        while start < self.trace.steps.len() && divergences.len() < MAX_DIVERGENCES {
+            let Ok(Some((divergence, next))) = self.next_after(start) else { break };
             divergences.push(divergence);
-            start = culprit + 1;
+            start = next;
         }
-        Ok(divergences)
+        divergences
+    }
+
+    /// The first divergence at or after `start`, and the instruction behind it.
+    fn next_after(&mut self, start: usize) -> Result<Option<(Divergence, usize)>, Unsupported> {
+        let Some(culprit) = self.first_after(start)? else { return Ok(None) };
+        Ok(Some((self.examine(start, culprit)?, culprit + 1)))
     }
 
     /// The number of an instruction at or after `start` such that the engine, started at `start`,

@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child as Process, Command, Stdio};
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
@@ -28,8 +28,7 @@ use crate::os::{WaitWord, memfd, pin_like_caller, spawn};
 pub(super) const USER_END: u64 = 0x7fff_ffff_f000;
 
 /// System calls that the stub makes once it is set up.
-const ALLOWED: [libc::c_long; 4] =
-    [libc::SYS_futex, libc::SYS_mmap, libc::SYS_munmap, libc::SYS_mprotect];
+const ALLOWED: [libc::c_long; 3] = [libc::SYS_futex, libc::SYS_mmap, libc::SYS_munmap];
 
 /// Signals that a guest can cause.
 const SIGNALS: [libc::c_int; 6] =
@@ -91,16 +90,25 @@ impl Child {
         let shared = MmapOptions::new().len(SHARED_SIZE).map_raw(&area)?;
         let mut command = Command::new(path);
         command.env_clear().stdin(area).stdout(memory.try_clone()?).stderr(Stdio::null());
-        let process = spawn(command)?;
+        // Ctrl-C at a terminal is for this process alone.
+        command.process_group(0);
+        let process = spawn(command).map_err(step("cannot be started"))?;
         let mut child = Self { process, shared, base, sequence: 0, leg_time };
-        pin_like_caller(child.process.id())?;
-        child.set_up(&stub)?;
+        if let Err(error) = pin_like_caller(child.process.id()) {
+            tracing::warn!("the silicon child does not share its engine's CPU: {error}");
+        }
+        child.set_up(&stub).map_err(step("cannot be set up"))?;
         Ok(child)
     }
 
     /// The child's span, which no case may use.
     pub(super) fn base(&self) -> u64 {
         self.base
+    }
+
+    /// Whether an address lies in the child's span.
+    pub(super) fn owns(&self, address: u64) -> bool {
+        address.wrapping_sub(self.base) < SPAN as u64
     }
 
     /// Its process number.
@@ -147,8 +155,8 @@ impl Child {
     }
 
     fn wait(&mut self) -> Answer {
-        let start = Instant::now();
-        let mut used_before = None;
+        let mut still_since = Instant::now();
+        let (mut used_at_first, mut used_before) = (None, Duration::ZERO);
         loop {
             if self.word(control::DONE).wait_for(self.sequence, LEG_CHECK) {
                 return Answer::Done;
@@ -159,11 +167,14 @@ impl Child {
                 Err(_) => return Answer::Lost(Loss::Hung),
             }
             let used = self.processor_time().unwrap_or_default();
-            if used.saturating_sub(*used_before.get_or_insert(used)) >= self.leg_time {
+            if used > used_before {
+                (used_before, still_since) = (used, Instant::now());
+            }
+            if used.saturating_sub(*used_at_first.get_or_insert(used)) >= self.leg_time {
                 self.kill();
                 return Answer::RanOn;
             }
-            if start.elapsed() >= LEG_PATIENCE {
+            if still_since.elapsed() >= LEG_PATIENCE {
                 self.kill();
                 return Answer::Lost(Loss::Hung);
             }
@@ -283,6 +294,11 @@ pub(super) fn call(number: libc::c_long, arguments: &[u64]) -> SystemCall {
     let mut all = [0; 6];
     all[..arguments.len()].copy_from_slice(arguments);
     SystemCall { number, arguments: all }
+}
+
+/// Adds to an error what was being done.
+fn step(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("the silicon engine's child {what}: {error}"))
 }
 
 fn loss(status: std::process::ExitStatus) -> Loss {

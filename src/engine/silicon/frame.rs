@@ -61,6 +61,10 @@ impl Frame {
             selectors: selectors(child, word(context::SELECTORS)),
             ..State::default()
         };
+        if child.owns(state.rip) {
+            // The stub itself was interrupted: what is here is not the guest's.
+            return None;
+        }
         xstate.load(child.bytes(image, xstate.size()), &mut state);
         Some(Self {
             state,

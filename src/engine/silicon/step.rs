@@ -155,8 +155,8 @@ impl Silicon {
     /// Takes the engine's trap flag out of wherever the instruction just executed left it.
     fn wipe_trap_flag(&mut self, run: &mut Run<'_>, instruction: &Instruction, executed: bool) {
         let trap = Flag::TF.mask();
-        if executed && matches!(instruction.mnemonic(), Mnemonic::Popf | Mnemonic::Popfq) {
-            // What is in the flags now is what the guest popped.
+        if executed && loads_flags(instruction) {
+            // What is in the flags now is what the guest loaded.
             return;
         }
         run.state.rflags &= !trap;
@@ -170,6 +170,14 @@ impl Silicon {
             run.state.gpr[11] &= !trap;
         }
     }
+}
+
+/// Whether the flags after `instruction` are those that it took from the stack.
+fn loads_flags(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        Mnemonic::Popf | Mnemonic::Popfq | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+    )
 }
 
 fn is_repeated(instruction: &Instruction) -> bool {
