@@ -5,13 +5,14 @@ cd "$(dirname "$0")/.."
 
 if ! cargo +nightly --version >/dev/null 2>&1; then
     echo "fuzz-smoke: SKIPPED, cargo-fuzz needs a nightly toolchain: rustup toolchain install nightly"
+    [ -n "${FUZZ_REQUIRED:-}" ] && exit 1
     exit 0
 fi
+export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 command -v cargo-fuzz >/dev/null 2>&1 || {
     echo "installing cargo-fuzz from crates.io"
     cargo install --quiet --locked cargo-fuzz
 }
-export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 seconds="${FUZZ_SECONDS:-60}"
 cargo +nightly fuzz build --release
 for target in case_text differential; do

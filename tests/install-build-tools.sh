@@ -22,8 +22,13 @@ has_libclang() {
 }
 has_libclang || missing="$missing libclang-dev"
 # libclang without its own headers cannot parse a single C file.
-if [ -z "${LIBCLANG_PATH:-}" ] && [ -d /usr/lib/llvm-14 ] &&
-    ! ls /usr/lib/llvm*/lib/clang/*/include/stddef.h >/dev/null 2>&1; then
+has_clang_headers() {
+    for header in /usr/lib/llvm*/lib/clang/*/include/stddef.h /usr/lib*/clang/*/include/stddef.h; do
+        [ -e "$header" ] && return 0
+    done
+    return 1
+}
+if [ -z "${LIBCLANG_PATH:-}" ] && ! has_clang_headers; then
     case "$missing" in *libclang-dev*) ;; *) missing="$missing libclang-dev" ;; esac
 fi
 

@@ -7,7 +7,7 @@ use tregion::case::{
     Action, Case, Event, ExceptionVector, Mapping, Object, ObjectId, Outcome, Stop, Trigger,
 };
 use tregion::engine::Engine;
-use tregion::engine::unicorn::Unicorn;
+use tregion::engine::unicorn::{Filter, Unicorn};
 use tregion::guest::{F80, Flag, GuestAddress, GuestRange, Permissions};
 
 const CODE: u64 = 0x40_0000;

@@ -10,6 +10,7 @@ use tregion::engine::silicon::Silicon;
 use tregion::engine::unicorn::{Filter, Unicorn};
 use tregion::oracle::Judge;
 
+use super::output::print;
 use super::{Failure, Found};
 
 /// What `worker` is given.
@@ -105,15 +106,15 @@ pub(super) fn list() -> Result<Found, Failure> {
     let names: &[&str] =
         if cfg!(feature = "unicorn") { &["silicon", "unicorn"] } else { &["silicon"] };
     for name in names {
-        match make(name, 0) {
+        let text = match make(name, 0) {
             Ok(engine) => {
-                println!("{name}: {}", engine.version());
-                for lack in &engine.capabilities().lacks {
-                    println!("  lacks {lack}");
-                }
+                let lacks = &engine.capabilities().lacks;
+                let lacks: String = lacks.iter().map(|lack| format!("  lacks {lack}\n")).collect();
+                format!("{name}: {}\n{lacks}", engine.version())
             }
-            Err(error) => println!("{name}: cannot be had here: {error}"),
-        }
+            Err(error) => format!("{name}: cannot be had here: {error}\n"),
+        };
+        print(&text)?;
     }
     Ok(Found::Nothing)
 }

@@ -11,6 +11,7 @@ use tregion::engine::Engine;
 use tregion::engine::silicon::Silicon;
 use tregion::guest::GuestAddress;
 
+use super::output::print;
 use super::{Failure, Found, engines};
 
 /// What `exec` is given.
@@ -75,9 +76,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
             "changed_pages": outcome.memory.len(),
             "state": outcome.state,
         });
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        print(&(serde_json::to_string_pretty(&value)? + "\n"))?;
     } else {
-        print_text(engine.name(), &outcome, seconds, instructions);
+        print(&result_text(engine.name(), &outcome, seconds, instructions))?;
     }
     Ok(Found::Nothing)
 }
@@ -108,14 +109,12 @@ fn count(case: &Case, limit: Duration) -> Result<u64, Failure> {
     }
 }
 
-fn print_text(engine: &str, outcome: &Outcome, seconds: f64, instructions: Option<u64>) {
-    println!("# {engine}: {} after {seconds:.6} s", outcome.stop);
+fn result_text(engine: &str, outcome: &Outcome, seconds: f64, instructions: Option<u64>) -> String {
+    let mut result = format!("# {engine}: {} after {seconds:.6} s\n", outcome.stop);
     if let Some(instructions) = instructions {
-        println!(
-            "# {instructions} instructions, {:.1} million/s",
-            instructions as f64 / seconds / 1e6
-        );
+        let rate = instructions as f64 / seconds / 1e6;
+        result += &format!("# {instructions} instructions, {rate:.1} million/s\n");
     }
-    println!("# {} pages of memory changed", outcome.memory.len());
-    print!("{}", text::print_state(&outcome.state));
+    result += &format!("# {} pages of memory changed\n", outcome.memory.len());
+    result + &text::print_state(&outcome.state)
 }

@@ -9,6 +9,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tregion::campaign::{self, Plan, Progress};
 
+use super::output::print;
 use super::{Failure, Found, engines};
 
 /// What `fuzz` is given.
@@ -87,12 +88,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
         let text = serde_json::to_string_pretty(&summary)? + "\n";
         std::fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))?;
     }
-    print!("{}", summary.text());
+    print(&summary.text())?;
     if summary.compared == 0 {
         return Err(Failure("no case could be compared".to_owned()));
     }
     if let (Some(out), true) = (&plan.out, summary.differences > 0) {
-        println!("replay with: tregion replay {}/*.case", out.display());
+        print(&format!("replay with: tregion replay {}/*.case\n", out.display()))?;
     }
     Ok(if summary.differences > 0 { Found::Differences } else { Found::Nothing })
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tregion::campaign::merge::merge;
 
+use super::output::print;
 use super::{Failure, Found};
 
 /// What `merge` is given.
@@ -20,6 +21,6 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
     let summary = merge(&arguments.folders, &arguments.out)?;
-    print!("{}", summary.text());
+    print(&summary.text())?;
     Ok(if summary.differences > 0 { Found::Differences } else { Found::Nothing })
 }

@@ -5,6 +5,7 @@ mod engines;
 mod exec;
 mod fuzz;
 mod merge;
+mod output;
 mod replay;
 
 use std::fmt;

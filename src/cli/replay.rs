@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tregion::campaign::{header, minimise_finding, side_by_side};
-use tregion::case::{Case, text};
+use tregion::case::{Case, Outcome, text};
 use tregion::oracle::judge::{EngineVerdict, Finding, Judge, Verdict};
 
+use super::output::print;
 use super::{Failure, Found, engines};
 
 /// What `replay` is given.
@@ -47,56 +48,75 @@ fn read(file: &Path) -> Result<Case, Failure> {
 pub(super) fn replay(arguments: &ReplayArguments) -> Result<Found, Failure> {
     let mut judge = engines::judge(&engines::judged(&arguments.engines)?)?;
     let mut found = Found::Nothing;
+    let mut compared = 0;
     for file in &arguments.files {
-        println!("{}", file.display());
-        if let Found::Differences = replay_one(&mut judge, &read(file)?) {
+        let replayed = replay_one(&mut judge, &read(file)?);
+        print(&format!("{}\n{}", file.display(), replayed.text))?;
+        compared += replayed.compared;
+        if replayed.differs {
             found = Found::Differences;
         }
+    }
+    if compared == 0 {
+        return Err(Failure("nothing could be compared, for the reasons above".to_owned()));
     }
     Ok(found)
 }
 
-fn replay_one(judge: &mut Judge, case: &Case) -> Found {
+/// What came of one case.
+#[derive(Default)]
+struct Replayed {
+    text: String,
+    /// Engines compared with silicon.
+    compared: usize,
+    differs: bool,
+}
+
+fn replay_one(judge: &mut Judge, case: &Case) -> Replayed {
+    let mut replayed = Replayed::default();
     if !case.note.is_empty() {
-        println!("  {}", case.note);
+        replayed.text += &format!("  {}\n", case.note);
     }
     let (silicon, verdicts) = match judge.judge(case) {
         Verdict::Unjudged(unsupported) => {
-            println!("  silicon: {unsupported}");
-            return Found::Nothing;
+            replayed.text += &format!("  silicon: {unsupported}\n");
+            return replayed;
         }
         Verdict::Judged { silicon, engines } => (silicon, engines),
     };
-    println!("  silicon: {} at {:#x}", silicon.stop, silicon.state.rip);
-    let mut found = Found::Nothing;
-    for (engine, verdict) in judge.engines.iter().zip(verdicts) {
-        match verdict {
-            EngineVerdict::Agrees | EngineVerdict::Plausible { .. } => {
-                println!("  {}: agrees", engine.name())
-            }
-            EngineVerdict::Unsupported(unsupported) => {
-                println!("  {}: {unsupported}", engine.name());
-            }
-            EngineVerdict::Differs { outcome, differences, findings } => {
-                found = Found::Differences;
-                println!("  {}: differs from silicon", engine.name());
-                let names = ("silicon", engine.name());
-                for line in side_by_side(names, (&silicon, &outcome), &differences).lines() {
-                    println!("    {line}");
-                }
-                for finding in &findings {
-                    println!("    because of {}", finding.key);
-                    for row in finding.accepted.iter().flatten() {
-                        println!("      accepted ({}): {}", row.name, row.reason);
-                    }
-                }
-                if findings.is_empty() {
-                    println!("    only in what the manual leaves undefined");
-                }
-            }
+    replayed.text += &format!("  silicon: {} at {:#x}\n", silicon.stop, silicon.state.rip);
+    for (engine, verdict) in judge.engines.iter().zip(&verdicts) {
+        replayed.text += &verdict_text(engine.name(), &silicon, verdict);
+        replayed.compared += usize::from(!matches!(verdict, EngineVerdict::Unsupported(_)));
+        replayed.differs |= matches!(verdict, EngineVerdict::Differs { .. });
+    }
+    replayed
+}
+
+/// What one engine made of a case, next to silicon.
+fn verdict_text(name: &str, silicon: &Outcome, verdict: &EngineVerdict) -> String {
+    let (outcome, differences, findings) = match verdict {
+        EngineVerdict::Agrees => return format!("  {name}: agrees\n"),
+        EngineVerdict::Unsupported(unsupported) => return format!("  {name}: {unsupported}\n"),
+        EngineVerdict::Plausible { .. } => return format!("  {name}: differs as known\n"),
+        EngineVerdict::Differs { outcome, differences, findings } => {
+            (outcome, differences, findings)
+        }
+    };
+    let mut text = format!("  {name}: differs from silicon\n");
+    for line in side_by_side(("silicon", name), (silicon, outcome), differences).lines() {
+        text += &format!("    {line}\n");
+    }
+    for finding in findings {
+        text += &format!("    because of {}\n", finding.key);
+        for row in finding.accepted.iter().flatten() {
+            text += &format!("      accepted ({}): {}\n", row.name, row.reason);
         }
     }
-    found
+    if findings.is_empty() {
+        text += "    only in what the manual leaves undefined\n";
+    }
+    text
 }
 
 /// The first finding that is not explained, or else the first.
@@ -128,7 +148,7 @@ pub(super) fn minimize(arguments: &MinimizeArguments) -> Result<Found, Failure> 
     match &arguments.out {
         Some(file) => std::fs::write(file, text)
             .map_err(|error| Failure(format!("{}: {error}", file.display())))?,
-        None => print!("{text}"),
+        None => print(&text)?,
     }
     Ok(Found::Differences)
 }

@@ -5,20 +5,20 @@ use iced_x86::code_asm::CodeAssembler;
 use tregion::case::{Case, Mapping, Object, ObjectId};
 use tregion::guest::{GuestAddress, GuestRange, Permissions};
 
-pub const CODE: u64 = 0x40_0000;
-pub const DATA: u64 = 0x50_0000;
-pub const STACK: u64 = 0x60_0000;
+pub(crate) const CODE: u64 = 0x40_0000;
+pub(crate) const DATA: u64 = 0x50_0000;
+pub(crate) const STACK: u64 = 0x60_0000;
 
-pub fn range(at: u64, pages: u64) -> GuestRange {
+pub(crate) fn range(at: u64, pages: u64) -> GuestRange {
     GuestRange::new(GuestAddress(at), pages * 0x1000).unwrap()
 }
 
-pub fn mapping(at: u64, pages: u64, object: usize, permissions: Permissions) -> Mapping {
+pub(crate) fn mapping(at: u64, pages: u64, object: usize, permissions: Permissions) -> Mapping {
     Mapping { range: range(at, pages), object: ObjectId(object), offset: 0, permissions }
 }
 
 /// A case that runs `code`, which may be written.
-pub fn case_of_bytes(code: &[u8]) -> Case {
+pub(crate) fn case_of_bytes(code: &[u8]) -> Case {
     let mut text = Object::zeroed("code", 1);
     text.contents[..code.len()].copy_from_slice(code);
     let mut case = Case {
@@ -37,7 +37,7 @@ pub fn case_of_bytes(code: &[u8]) -> Case {
 }
 
 /// A case that runs what `write` assembles.
-pub fn case(write: impl FnOnce(&mut CodeAssembler)) -> Case {
+pub(crate) fn case(write: impl FnOnce(&mut CodeAssembler)) -> Case {
     let mut assembler = CodeAssembler::new(64).unwrap();
     write(&mut assembler);
     case_of_bytes(&assembler.assemble(CODE).unwrap())

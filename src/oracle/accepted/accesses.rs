@@ -101,4 +101,3 @@ pub(super) fn general_register(register: Register, state: &State) -> Option<u64>
 pub(super) fn some_access(divergence: &Divergence, condition: fn(Access) -> bool) -> bool {
     accesses(divergence).into_iter().any(condition)
 }
-

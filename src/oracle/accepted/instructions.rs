@@ -1,48 +1,8 @@
-//! What rows are made of: predicates over instructions and over differences.
+//! Predicates over instructions, of which rows are made.
 
 use iced_x86::{
     Code, CpuidFeature, Encoder, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind,
 };
-
-use super::super::compare::{Component, ComponentClass, Difference, Value};
-use crate::case::{ExceptionVector, Stop};
-
-/// How both runs stopped, silicon's first.
-pub(super) type Stops = (Stop, Stop);
-
-pub(super) fn any(_: Stops, _: &Difference) -> bool {
-    true
-}
-
-pub(super) fn class(difference: &Difference) -> ComponentClass {
-    difference.component.class()
-}
-
-pub(super) fn is_flag(difference: &Difference) -> bool {
-    matches!(difference.component, Component::Flag(_))
-}
-
-/// The page-fault error code or the number that the left side holds, if it is one.
-pub(super) fn bits(value: Value) -> Option<u128> {
-    match value {
-        Value::Bits(bits) => Some(bits),
-        Value::Stop(_) | Value::Absent => None,
-    }
-}
-
-pub(super) fn raised(stop: Stop, wanted: ExceptionVector) -> bool {
-    matches!(stop, Stop::Exception { vector, .. } if vector == wanted)
-}
-
-/// Whether both runs ended with a page fault.
-pub(super) fn both_page_faults(stops: Stops) -> bool {
-    raised(stops.0, ExceptionVector::PF) && raised(stops.1, ExceptionVector::PF)
-}
-
-/// Whether silicon executes what the other side calls an invalid opcode.
-pub(super) fn only_right_is_invalid(stops: Stops) -> bool {
-    !raised(stops.0, ExceptionVector::UD) && raised(stops.1, ExceptionVector::UD)
-}
 
 fn registers(instruction: &Instruction) -> impl Iterator<Item = iced_x86::Register> {
     (0..instruction.op_count())
@@ -138,6 +98,45 @@ pub(super) fn is_branch_with_idle_prefix(instruction: &Instruction) -> bool {
     shortest.is_ok_and(|length| length < instruction.len())
 }
 
-pub(super) fn is_locked(instruction: &Instruction) -> bool {
-    instruction.has_lock_prefix()
+/// SSE instructions that compute with floating-point numbers or convert them: those that can set a
+/// flag in MXCSR. Their integer relatives and plain moves cannot.
+pub(super) fn is_sse_arithmetic(instruction: &Instruction) -> bool {
+    const STEMS: [&str; 24] = [
+        "add", "sub", "mul", "div", "sqrt", "min", "max", "cmp", "comis", "ucomis", "cvt", "round",
+        "dpp", "hadd", "hsub", "fmadd", "fmsub", "fnmadd", "fnmsub", "rcp", "rsqrt", "addsub",
+        "mulp", "muls",
+    ];
+    let name = format!("{:?}", instruction.mnemonic()).to_lowercase();
+    let name = name.strip_prefix('v').unwrap_or(&name);
+    let is_sse = is_legacy_sse(instruction) || is_vex_vector(instruction);
+    is_sse
+        && !instruction.is_string_instruction()
+        && STEMS.iter().any(|stem| name.starts_with(stem))
+}
+
+/// Whether the operand at `index` is a general-purpose register or memory of `bytes` bytes.
+pub(super) fn has_operand_of(instruction: &Instruction, index: u32, bytes: usize) -> bool {
+    match instruction.op_kind(index) {
+        OpKind::Register => instruction.op_register(index).size() == bytes,
+        OpKind::Memory => instruction.memory_size().size() == bytes,
+        _ => false,
+    }
+}
+
+/// An instruction whose first two operands are the same register.
+pub(super) fn overlaps_itself(instruction: &Instruction) -> bool {
+    instruction.op_count() >= 2
+        && instruction.op0_kind() == OpKind::Register
+        && instruction.op1_kind() == OpKind::Register
+        && instruction.op0_register() == instruction.op1_register()
+}
+
+/// RIP-relative operands of instructions with an immediate byte that Unicorn does not count.
+pub(super) fn is_rip_relative_with_uncounted_immediate(instruction: &Instruction) -> bool {
+    let last = instruction.op_count().saturating_sub(1);
+    let double_shift = matches!(instruction.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd)
+        && instruction.op_kind(last) == OpKind::Immediate8;
+    let concerned =
+        double_shift || instruction.mnemonic() == Mnemonic::Rorx || is_test_alias(instruction);
+    concerned && instruction.is_ip_rel_memory_operand()
 }

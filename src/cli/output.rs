@@ -1,0 +1,14 @@
+//! Standard output that may be closed early, as by `head`: that is no error and no panic.
+
+use std::io::{self, ErrorKind, Write};
+
+use super::Failure;
+
+/// Writes `text`. Who closes the other end wants no more: the process ends quietly.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        result => Ok(result?),
+    }
+}

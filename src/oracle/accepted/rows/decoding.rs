@@ -1,0 +1,181 @@
+//! Encodings: what is taken for another instruction, or for none.
+
+use iced_x86::Mnemonic as M;
+
+use super::super::Accepted;
+use super::super::Pattern::{Mnemonics, Where};
+use super::super::accesses::some_access;
+use super::super::conditions::{
+    X87_TOP, both_complete, class, culprit, has_prefix, is_register, is_register_or_flag,
+    is_vector, is_x87_status, only_left_is_invalid, only_right_is_invalid, only_right_page_faults,
+    raised,
+};
+use super::super::instructions::{
+    is_branch_with_idle_prefix, is_rip_relative_with_uncounted_immediate, is_test_alias,
+    is_vex_vector,
+};
+use super::{DESIGN, FOUND, unicorn};
+use crate::case::ExceptionVector;
+use crate::oracle::compare::ComponentClass as C;
+
+pub(super) const ROWS: &[Accepted] = &[
+    unicorn("rip-relative-immediate", Where(is_rip_relative_with_uncounted_immediate)).because(
+        "the immediate byte of RORX, SHLD, SHRD and of F6 /1 is not counted in the address of a \
+         RIP-relative operand, which is one too low: another byte is read or written",
+        FOUND,
+    ),
+    unicorn("vex-invalid", Where(is_vex_vector)).stops(only_right_is_invalid).because(
+        "some VEX.128 instructions are invalid opcodes; the rest run as legacy SSE",
+        "Unicorn issue 1656, pull request 1658",
+    ),
+    unicorn("vex-runs-as-sse", Where(is_vex_vector)).stops(both_complete).shows(is_vector).because(
+        "VEX.128 instructions run as two-operand legacy SSE: the second source and the zeroing \
+             of the upper half are ignored",
+        "Unicorn issue 1656, pull request 1658",
+    ),
+    unicorn("test-alias", Where(is_test_alias)).stops(only_right_is_invalid).because(
+        "F6 /1 and F7 /1 are TEST on every processor; here they are invalid",
+        "QEMU issue 3580",
+    ),
+    unicorn("operand-size-branch", Where(is_branch_with_idle_prefix))
+        .shows(|difference| {
+            matches!(
+                class(difference),
+                C::Stop | C::Rip | C::Gpr | C::Memory | C::FaultAddress | C::ErrorCode
+            )
+        })
+        .when(|divergence, _| has_prefix(divergence, 0x66))
+        .because(
+            "a near branch with an operand-size prefix is taken with 16 bits; Intel ignores the \
+             prefix",
+            "Intel SDM volume 2A, CALL: in 64-bit mode the operand size is 64 bits",
+        ),
+    unicorn(
+        "reserved-nop",
+        Mnemonics(&[M::Reservednop, M::Nop, M::Prefetchw, M::Prefetchwt1, M::Cldemote]),
+    )
+    .stops(only_right_is_invalid)
+    .because(
+        "reserved NOPs (0F 0D, 0F 18–1F) are invalid opcodes",
+        "Intel SDM volume 2B, table A-3: 0F 19–0F 1F are reserved NOPs",
+    ),
+    unicorn("compare-predicate", Mnemonics(&[M::Cmpps, M::Cmppd, M::Cmpss, M::Cmpsd]))
+        .stops(only_right_is_invalid)
+        .when(|divergence, _| culprit(divergence).is_some_and(|code| code.immediate8() > 7))
+        .because(
+            "legacy CMPxx with an immediate above 7 is an invalid opcode; silicon takes three bits",
+            "Intel SDM volume 2A, CMPPS: bits 7:3 of the immediate are reserved",
+        ),
+    unicorn("cache-line-writeback", Mnemonics(&[M::Clflushopt, M::Clwb]))
+        .stops(only_right_is_invalid)
+        .because(
+            "CLFLUSHOPT and CLWB are not in the processor model that is emulated",
+            "Unicorn, CPU models before ICELAKE_SERVER",
+        ),
+    unicorn("lock-on-anything", Where(|instruction| instruction.is_invalid()))
+        .stops(only_left_is_invalid)
+        .when(|divergence, _| has_prefix(divergence, 0xf0))
+        .because(
+            "LOCK is taken where it may not stand, and the instruction executed",
+            "Intel SDM volume 2A, LOCK: #UD with other instructions",
+        ),
+    unicorn("invalid-is-executed", Where(|instruction| instruction.is_invalid()))
+        .stops(only_left_is_invalid)
+        .when(|divergence, _| !has_prefix(divergence, 0xf0))
+        .because(
+            "encodings that silicon refuses are executed",
+            "Intel SDM volume 2D, appendix A: opcode maps",
+        ),
+    unicorn("invalid-enters-mmx", Where(|instruction| instruction.is_invalid()))
+        .stops(|stops| raised(stops.0, ExceptionVector::UD) && raised(stops.1, ExceptionVector::UD))
+        .shows(|difference| is_x87_status(difference, X87_TOP) || class(difference) == C::X87Tag)
+        .because(
+            "an invalid opcode among those of MMX resets top and tags of the x87 unit before it \
+             faults",
+            FOUND,
+        ),
+    unicorn("waitpkg-is-executed", Mnemonics(&[M::Tpause, M::Umwait, M::Umonitor]))
+        .stops(only_left_is_invalid)
+        .because(
+            "TPAUSE, UMWAIT and UMONITOR, which neither processor has, run as another instruction",
+            FOUND,
+        ),
+    unicorn(
+        "load-too-wide",
+        Mnemonics(&[
+            M::Movsxd,
+            M::Punpckldq,
+            M::Punpcklbw,
+            M::Punpcklwd,
+            M::Roundss,
+            M::Roundsd,
+            M::Cvtps2pi,
+            M::Cvttps2pi,
+            M::Cvtdq2pd,
+            M::Cvtps2pd,
+            M::Pmovsxbw,
+            M::Pmovzxbw,
+        ]),
+    )
+    .stops(only_right_page_faults)
+    .when(|divergence, _| {
+        some_access(divergence, |access| !access.crosses_page() && access.would_cross_page(16))
+    })
+    .because(
+        "more bytes of the memory operand are read than there are: a fault at the end of a page",
+        FOUND,
+    ),
+    unicorn(
+        "privileged-is-invalid",
+        Mnemonics(&[
+            M::Sysretq,
+            M::Sysret,
+            M::Sysexit,
+            M::Sysexitq,
+            M::Invpcid,
+            M::Xsetbv,
+            M::Swapgs,
+            M::Rdpmc,
+        ]),
+    )
+    .stops(|stops| raised(stops.0, ExceptionVector::GP) && raised(stops.1, ExceptionVector::UD))
+    .because(
+        "privileged instructions are invalid in user mode instead of #GP",
+        "Intel SDM volume 2B, SYSRET: #GP(0) if CPL is not 0",
+    ),
+    unicorn("return-immediate", Mnemonics(&[M::Ret]))
+        .stops(both_complete)
+        .shows(is_register)
+        .when(|divergence, _| {
+            culprit(divergence)
+                .is_some_and(|code| code.op_count() == 1 && code.immediate16() >= 0x8000)
+        })
+        .because(
+            "the immediate of RET is sign-extended; it is unsigned",
+            "Intel SDM volume 2B, RET: SP ← SP + SRC",
+        ),
+    unicorn("lahf-sahf-rex", Mnemonics(&[M::Lahf, M::Sahf]))
+        .stops(both_complete)
+        .shows(is_register_or_flag)
+        .when(|divergence, _| culprit(divergence).is_some_and(|code| code.len() > 1))
+        .because("with a REX prefix SPL is used in the place of AH", "QEMU issue 130"),
+    unicorn("int1-is-invalid", Mnemonics(&[M::Int1]))
+        .stops(|stops| raised(stops.0, ExceptionVector::DB) && raised(stops.1, ExceptionVector::UD))
+        .because(
+            "INT1 (F1) is an invalid opcode; silicon raises #DB",
+            "Intel SDM volume 2A, INT n/INTO/INT3/INT1",
+        ),
+    unicorn("software-interrupt", Mnemonics(&[M::Int]))
+        .stops(|stops| raised(stops.0, ExceptionVector::GP))
+        .because(
+            "`int n` reports exception n, behind the instruction; under an operating system it is \
+             #GP(8n+2) unless its gate is for user code",
+            DESIGN,
+        ),
+    unicorn(
+        "port-access",
+        Mnemonics(&[M::In, M::Out, M::Insb, M::Insw, M::Insd, M::Outsb, M::Outsw, M::Outsd]),
+    )
+    .stops(|stops| raised(stops.0, ExceptionVector::GP))
+    .because("port instructions do nothing or access memory; in user mode they fault", DESIGN),
+];

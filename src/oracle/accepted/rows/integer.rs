@@ -1,0 +1,115 @@
+//! Integer instructions with another result or other flags.
+
+use iced_x86::Mnemonic as M;
+
+use super::super::Accepted;
+use super::super::Pattern::{Mnemonics, Where};
+use super::super::conditions::{
+    both_complete, class, culprit, is_flag, is_register, is_register_or_flag, is_the_flag,
+    is_upper_half, register_operand, shift_count,
+};
+use super::super::instructions::has_operand_of;
+use super::{FOUND, unicorn};
+use crate::case::{Loss, Stop};
+use crate::guest::Flag;
+use crate::oracle::compare::ComponentClass as C;
+
+pub(super) const ROWS: &[Accepted] = &[
+    unicorn(
+        "string-compare-crash",
+        Mnemonics(&[M::Pcmpestri, M::Pcmpestri64, M::Pcmpestrm, M::Pcmpestrm64]),
+    )
+    .stops(|stops| matches!(stops.1, Stop::Lost(Loss::Killed { .. })))
+    .when(|divergence, _| {
+        let gpr = divergence.case.state.gpr;
+        [gpr[0], gpr[2]].iter().any(|length| *length as u32 == 0x8000_0000)
+    })
+    .loses()
+    .because(
+        "an explicit length of 0x80000000 has no absolute value in 32 bits: memory far outside the \
+         registers is read, and the whole process crashes",
+        "found by tregion (pcmpxstrx in QEMU's ops_sse.h)",
+    ),
+    unicorn(
+        "string-compare-length",
+        Mnemonics(&[M::Pcmpestri, M::Pcmpestri64, M::Pcmpestrm, M::Pcmpestrm64]),
+    )
+    .stops(both_complete)
+    .shows(|difference| is_register_or_flag(difference) || class(difference) == C::Xmm)
+    .because(
+        "explicit lengths are taken wrongly: REX.W is ignored, and lengths beyond the register are \
+         compared by sign",
+        "found by tregion (pcmpxstrx in QEMU's ops_sse.h)",
+    ),
+    unicorn("cmpxchg-zero-extends", Mnemonics(&[M::Cmpxchg]))
+        .stops(both_complete)
+        .shows(is_upper_half)
+        .when(|divergence, _| culprit(divergence).is_some_and(|code| has_operand_of(code, 0, 4)))
+        .because(
+            "32-bit CMPXCHG clears the upper half of RAX, or of the destination, when it is not \
+             written",
+            "QEMU issue 508",
+        ),
+    unicorn("bit-scan-zero", Mnemonics(&[M::Bsf, M::Bsr]))
+        .stops(both_complete)
+        .shows(is_upper_half)
+        .when(|divergence, _| {
+            let zero = register_operand(divergence, 1).is_none_or(|source| source == 0);
+            zero && culprit(divergence).is_some_and(|code| has_operand_of(code, 0, 4))
+        })
+        .because(
+            "a 32-bit bit scan of zero clears the upper half of the destination, which silicon \
+             leaves alone (undefined in older manuals)",
+            "Intel SDM volume 2A, BSF: if the source is 0 the destination is unmodified",
+        ),
+    unicorn("bextr", Mnemonics(&[M::Bextr]))
+        .stops(both_complete)
+        .shows(is_register_or_flag)
+        .because("bounds of start and length are wrong", "QEMU issue 1372"),
+    unicorn("blsi-carry", Mnemonics(&[M::Blsi, M::Blsr, M::Blsmsk]))
+        .stops(both_complete)
+        .shows(|difference| is_the_flag(difference, Flag::CF))
+        .because("CF is inverted", "QEMU issues 1370 and 2175"),
+    unicorn("bzhi", Mnemonics(&[M::Bzhi]))
+        .stops(both_complete)
+        .shows(is_register_or_flag)
+        .when(|divergence, _| {
+            let size = culprit(divergence).map_or(0, |code| code.op0_register().size() as u64 * 8);
+            register_operand(divergence, 2).is_some_and(|index| index & 0xff >= size - 1)
+        })
+        .because(
+            "an index of the last bit or beyond gives a wrong result and flags",
+            "QEMU issue 1374",
+        ),
+    unicorn("pdep-pext-32", Mnemonics(&[M::Pdep, M::Pext]))
+        .stops(both_complete)
+        .shows(is_register)
+        .when(|divergence, _| culprit(divergence).is_some_and(|code| has_operand_of(code, 0, 4)))
+        .because(
+            "the 32-bit forms use 64 bits of the mask",
+            "QEMU issue 1374 is of the same family",
+        ),
+    unicorn("double-shift-16", Mnemonics(&[M::Shld, M::Shrd]))
+        .stops(both_complete)
+        .shows(|difference| is_flag(difference) || matches!(class(difference), C::Gpr | C::Memory))
+        .when(|divergence, _| {
+            let word = culprit(divergence).is_some_and(|code| has_operand_of(code, 0, 2));
+            word && shift_count(divergence) > 16
+        })
+        .because(
+            "16-bit double shifts by more than 16 differ; the manual leaves them undefined",
+            "Intel SDM volume 2B, SHLD: result undefined if the count is above the operand size",
+        ),
+    unicorn("rotate-through-carry", Mnemonics(&[M::Rcl, M::Rcr]))
+        .stops(both_complete)
+        .shows(is_flag)
+        .when(|divergence, _| shift_count(divergence) > 1)
+        .because(
+            "flags of rotates by a count of more than the operand's size differ",
+            "Intel SDM volume 2B, RCL/RCR: OF is undefined for counts other than 1",
+        ),
+    unicorn("lock-neg-flags", Where(|code| code.mnemonic() == M::Neg && code.has_lock_prefix()))
+        .stops(both_complete)
+        .shows(is_flag)
+        .because("LOCK NEG sets its flags as of another value", FOUND),
+];

@@ -1,0 +1,64 @@
+//! What takes more than one instruction: stale flags and stale code.
+
+use iced_x86::{Instruction, Mnemonic as M};
+
+use super::super::Accepted;
+use super::super::Pattern::{Mnemonics, Where};
+use super::super::conditions::{both_complete, can_write_code, class, differs_within, is_flag};
+use super::super::instructions::has_memory;
+use super::{FOUND, unicorn};
+use crate::oracle::compare::ComponentClass as C;
+
+pub(super) const ROWS: &[Accepted] = &[
+    unicorn("compare-exchange-loses-flags", Mnemonics(&[M::Cmpxchg8b, M::Cmpxchg16b]))
+        .in_sequence()
+        .because(
+            "CMPXCHG8B and CMPXCHG16B take the flags that they leave alone from an unfinished \
+             computation: any bit of RFLAGS may be wrong after them, TF included, and branches go \
+             astray",
+            FOUND,
+        ),
+    unicorn("loop-loses-flags", Mnemonics(&[M::Loop, M::Loope, M::Loopne])).in_sequence().because(
+        "LOOP, LOOPE and LOOPNE take the flags that they leave alone from an unfinished computation",
+        FOUND,
+    ),
+    unicorn("own-code-write-loses-flags", Where(has_memory))
+        .in_sequence()
+        .shows(|difference| is_flag(difference) || class(difference) == C::Memory)
+        .when(|divergence, _| can_write_code(divergence))
+        .because(
+            "a store that hits the running block goes on with flags as of an earlier instruction",
+            FOUND,
+        ),
+    unicorn("x87-pointers", Where(is_environment_store))
+        .in_sequence()
+        .stops(both_complete)
+        .shows(|difference| class(difference) == C::Memory)
+        .when(|divergence, _| divergence.executed.last().is_some_and(is_environment_store))
+        .because(
+            "the pointers to the last x87 instruction and its operand are not kept up, and stored \
+             as they were",
+            "Intel SDM volume 1, section 8.1.8; QEMU issue 4105",
+        ),
+    unicorn("counting-loses-flags", Where(|_| true))
+        .in_sequence()
+        .shows(is_flag)
+        .when(|divergence, _| divergence.case.limit.is_some())
+        .because(
+            "with a code hook, which counting instructions takes, flags of arithmetic can be lost \
+             before an instruction that faults or reads them; without the limit they are right",
+            FOUND,
+        ),
+    unicorn("counting-stores-lost-flags", Mnemonics(&[M::Pushf, M::Pushfq, M::Pushfd]))
+        .in_sequence()
+        .shows(|difference| {
+            const ARITHMETIC: u128 = 0xd5;
+            class(difference) == C::Memory && differs_within(difference, ARITHMETIC)
+        })
+        .when(|divergence, _| divergence.case.limit.is_some())
+        .because("PUSHF stores flags that a code hook has lost", FOUND),
+];
+
+fn is_environment_store(code: &Instruction) -> bool {
+    matches!(code.mnemonic(), M::Fnsave | M::Fnstenv | M::Fxsave | M::Fxsave64)
+}
