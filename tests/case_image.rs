@@ -1,4 +1,5 @@
 //! Flat binaries and hand-made ELF files become cases, and malformed ones are refused by name.
+#![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
 use proptest::prelude::*;
 use tregion::case::image::{DEFAULT_STACK_SIZE, ImageError, elf, flat};

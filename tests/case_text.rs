@@ -1,5 +1,6 @@
 //! The text form of a case: what is printed can be read back, is readable, and whatever is wrong in
 //! a file is reported at its place.
+#![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
 #[path = "case_text/strategy.rs"]
 mod strategy;

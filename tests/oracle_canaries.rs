@@ -1,5 +1,6 @@
 //! The oracle is tested before it is believed: what differs must be seen, in every component; a
 //! sabotaged engine must be caught, blamed at the right instruction, and its case made small.
+#![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
 mod common;
 
@@ -23,9 +24,11 @@ fn fault(vector: u8, error: u32, address: Option<u64>) -> Stop {
     Stop::Exception { vector: ExceptionVector(vector), error: Some(error), address }
 }
 
-/// Each way to make a halted outcome another one, and the component that must tell.
-fn changes() -> Vec<(Component, Box<dyn Fn(&mut State)>)> {
-    let mut list: Vec<(Component, Box<dyn Fn(&mut State)>)> = vec![
+/// A way to make a halted outcome another one, and the component that must tell.
+type Change = (Component, Box<dyn Fn(&mut State)>);
+
+fn changes() -> Vec<Change> {
+    let mut list: Vec<Change> = vec![
         (Component::Rip, Box::new(|state| state.rip ^= 1)),
         (Component::OtherFlags, Box::new(|state| state.rflags ^= 1 << 12)),
         (Component::FsBase, Box::new(|state| state.fs_base ^= 1)),

@@ -1,4 +1,5 @@
 //! The properties that the fuzz targets check, on fixed seeds and on everything in `corpora/`.
+#![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! The silicon engine: what it reports for each kind of stop, what it carries in and out, and what it
 //! survives.
+#![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
 mod common;
 

@@ -165,7 +165,7 @@ impl Search<'_> {
     /// agrees before it and differs after it.
     fn first_after(&mut self, start: usize) -> Result<Option<usize>, Unsupported> {
         let (mut equal, mut different) = (start, self.trace.steps.len());
-        if self.to_the_end(start)?.differences.is_empty() {
+        if self.unlimited(start)?.differences.is_empty() {
             return Ok(None);
         }
         while different - equal > 1 {
@@ -199,7 +199,7 @@ impl Search<'_> {
             }
         } else {
             // It takes a run without a limit, which is not stopped after each instruction.
-            together = self.to_the_end(start)?;
+            together = self.unlimited(start)?;
             if masked {
                 drop_undefined_since(executed.iter().copied(), &mut together.differences);
             }
@@ -214,7 +214,7 @@ impl Search<'_> {
     }
 
     /// The engine, started at instruction `start`, to the end of the run, against silicon.
-    fn to_the_end(&mut self, start: usize) -> Result<Probe, Unsupported> {
+    fn unlimited(&mut self, start: usize) -> Result<Probe, Unsupported> {
         let limit = self.case.limit.map(|limit| limit - start as u64);
         let case = suffix(self.case, &self.trace.steps[start], limit);
         self.probe(start, self.trace.steps.len(), case)

@@ -29,9 +29,8 @@ const RESUME_FLAG: u64 = 1 << 16;
 const ORDER: [usize; 16] = [13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7];
 
 /// How a leg ended.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Frame {
-    pub(super) state: State,
     pub(super) signal: i32,
     /// Exception vector, as the kernel noted it.
     pub(super) trap: u64,
@@ -42,8 +41,9 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// Reads the frame of the leg that just ended; nothing if there is none where it must be.
-    pub(super) fn read(child: &Child, xstate: &Xstate) -> Option<Self> {
+    /// Reads the frame of the leg that just ended, and the guest's state from it into `state`; nothing
+    /// if there is none where it must be.
+    pub(super) fn read(child: &Child, xstate: &Xstate, state: &mut State) -> Option<Self> {
         let inside = |address: u64, size: usize| {
             let offset = child.shared_offset(address)?;
             let end = SIGNAL_STACK + SIGNAL_STACK_SIZE;
@@ -52,22 +52,19 @@ impl Frame {
         let place = inside(child.read_u64(control::CONTEXT), context::SIZE)?;
         let word = |offset: usize| child.read_u64(place + offset);
         let image = inside(word(context::XSAVE), xstate.size())?;
-        let mut state = State {
-            gpr: std::array::from_fn(|index| word(context::REGISTERS + ORDER[index] * 8)),
-            rip: word(context::RIP),
-            rflags: word(context::RFLAGS) & !RESUME_FLAG,
-            fs_base: child.read_u64(control::BASES),
-            gs_base: child.read_u64(control::BASES + 8),
-            selectors: selectors(child, word(context::SELECTORS)),
-            ..State::default()
-        };
-        if child.owns(state.rip) {
+        let rip = word(context::RIP);
+        if child.owns(rip) {
             // The stub itself was interrupted: what is here is not the guest's.
             return None;
         }
-        xstate.load(child.bytes(image, xstate.size()), &mut state);
+        state.gpr = std::array::from_fn(|index| word(context::REGISTERS + ORDER[index] * 8));
+        state.rip = rip;
+        state.rflags = word(context::RFLAGS) & !RESUME_FLAG;
+        state.fs_base = child.read_u64(control::BASES);
+        state.gs_base = child.read_u64(control::BASES + 8);
+        state.selectors = selectors(child, word(context::SELECTORS));
+        xstate.load(child.bytes(image, xstate.size()), state);
         Some(Self {
-            state,
             signal: child.read_u64(control::SIGNAL) as i32,
             trap: word(context::TRAP),
             error: word(context::ERROR),

@@ -73,8 +73,8 @@ pub(super) mod request {
 
 /// Offset in the shared area of the signal stack.
 pub(super) const SIGNAL_STACK: usize = PAGE + request::PAGES * PAGE;
-/// Its size: a frame with AVX-512 is 3.4 KiB, with AMX 11.5 KiB.
-pub(super) const SIGNAL_STACK_SIZE: usize = 4 * PAGE;
+/// Its size: a frame with AVX-512 is 3.4 KiB, and a guest cannot ask for AMX.
+pub(super) const SIGNAL_STACK_SIZE: usize = 2 * PAGE;
 /// Bytes shared.
 pub(super) const SHARED_SIZE: usize = SIGNAL_STACK + SIGNAL_STACK_SIZE;
 /// Bytes of the child's address space that are not the guest's.
@@ -82,5 +82,5 @@ pub(super) const SPAN: usize = SHARED + SHARED_SIZE;
 
 const _: () = {
     assert!(request::COMMANDS + request::MAX_COMMANDS * 56 <= request::XSAVE);
-    assert!(request::XSAVE % 64 == 0 && control::WRITTEN + control::SCRATCH_SIZE <= PAGE);
+    assert!(request::XSAVE.is_multiple_of(64) && control::WRITTEN + control::SCRATCH_SIZE <= PAGE);
 };

@@ -244,8 +244,8 @@ impl Silicon {
         })
     }
 
-    /// Runs the guest from `run.state` until a signal ends it.
-    fn enter(&mut self, run: &Run<'_>) -> Result<Frame, Broken> {
+    /// Runs the guest from `run.state` until a signal ends it, and takes its state over.
+    fn enter(&mut self, run: &mut Run<'_>) -> Result<Frame, Broken> {
         let commands = self.remap(&run.map);
         let xstate = self.xstate;
         let lost = || Broken::Stop(Stop::Lost(Loss::Hung));
@@ -263,7 +263,7 @@ impl Silicon {
             Answer::Lost(loss) => return Err(Broken::Stop(Stop::Lost(loss))),
         }
         let overwritten = || Broken::Stop(Stop::Lost(Loss::Overwritten));
-        let frame = Frame::read(child, &xstate).ok_or_else(overwritten)?;
+        let frame = Frame::read(child, &xstate, &mut run.state).ok_or_else(overwritten)?;
         if child.is_untouched(frame.start) { Ok(frame) } else { Err(overwritten()) }
     }
 
@@ -283,18 +283,20 @@ impl Silicon {
         if wanted == self.present {
             return Vec::new();
         }
+        // What comes in the very place of something that goes replaces it, which saves a system call.
+        let replaced = |old: &&Present| wanted.iter().any(|new| new.range == old.range);
         let gone = self.present.iter().filter(|old| !wanted.contains(old));
         let new = wanted.iter().filter(|new| !self.present.contains(new));
         let unmap =
             |old: &Present| call(libc::SYS_munmap, &[old.range.start().0, old.range.size()]);
-        let commands = gone.map(unmap).chain(new.map(Present::map)).collect();
+        let commands =
+            gone.filter(|old| !replaced(old)).map(unmap).chain(new.map(Present::map)).collect();
         self.present = wanted;
         commands
     }
 
-    /// Takes the state over from `frame` and says what stopped the guest.
+    /// Says what stopped the guest.
     fn interpret(&self, run: &mut Run<'_>, frame: &Frame) -> Stop {
-        run.state.clone_from(&frame.state);
         if frame.signal == libc::SIGSYS {
             let code = self.memory.read(&run.map, GuestAddress(run.state.rip.wrapping_sub(2)), 2);
             return if code == [0xcd, 0x80] { Stop::LegacySystemCall } else { Stop::SystemCall };
@@ -369,7 +371,7 @@ impl Present {
             Permissions::ReadExecute => libc::PROT_READ | libc::PROT_EXEC,
             Permissions::ReadWriteExecute => libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
         } as u64;
-        let flags = (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | libc::MAP_POPULATE) as u64;
+        let flags = (libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE) as u64;
         let (start, size) = (self.range.start().0, self.range.size());
         let memory = libc::STDOUT_FILENO as u64;
         call(libc::SYS_mmap, &[start, size, protection, flags, memory, self.position])

@@ -190,9 +190,9 @@ fn load_legacy(image: &[u8], present: u64, state: &mut State) {
     }
     state.mxcsr = word(image, 24) as u32;
     for (index, vector) in state.vector[..16].iter_mut().enumerate() {
-        for lane in 0..2 {
+        for (lane, half) in vector[..2].iter_mut().enumerate() {
             let value = word(image, 160 + index * 16 + lane * 8);
-            vector[lane] = if present & SSE_BIT != 0 { value } else { 0 };
+            *half = if present & SSE_BIT != 0 { value } else { 0 };
         }
     }
 }

@@ -1,12 +1,11 @@
 //! Conditions of rows: over how runs stopped, over one difference, and over the state before it.
 
-use iced_x86::{Instruction, InstructionInfoFactory, OpAccess, OpKind, Register};
+use iced_x86::{Instruction, InstructionInfoFactory, OpAccess, OpKind};
 
 use super::super::compare::{Component, ComponentClass, Difference, Value};
 use super::super::localise::{Culprit, Divergence};
 use super::Stops;
 use super::accesses::{Access, general_register, is_canonical, some_access};
-use super::instructions::has_operand_of;
 use crate::case::{ExceptionVector, Stop};
 use crate::guest::{F80, Flag, GuestAddress, State};
 
@@ -134,21 +133,6 @@ pub(super) fn register_operand(divergence: &Divergence, index: u32) -> Option<u6
     let instruction = culprit(divergence)?;
     let is_register = instruction.op_kind(index) == OpKind::Register;
     is_register.then(|| general_register(instruction.op_register(index), state(divergence)))?
-}
-
-/// The count of a shift or rotate, as it is encoded or as CL holds it.
-pub(super) fn shift_count(divergence: &Divergence) -> u64 {
-    let Some(instruction) = culprit(divergence) else { return 0 };
-    let last = instruction.op_count().saturating_sub(1);
-    let count = match instruction.op_kind(last) {
-        OpKind::Immediate8 => u64::from(instruction.immediate8()),
-        OpKind::Register if instruction.op_register(last) == Register::CL => {
-            state(divergence).gpr[1]
-        }
-        _ => 1,
-    };
-    let wide = has_operand_of(instruction, 0, 8);
-    count & if wide { 63 } else { 31 }
 }
 
 /// The difference in `component`, if there is one.

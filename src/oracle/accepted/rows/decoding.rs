@@ -88,7 +88,10 @@ pub(super) const ROWS: &[Accepted] = &[
         ),
     unicorn("invalid-enters-mmx", Where(|instruction| instruction.is_invalid()))
         .stops(|stops| raised(stops.0, ExceptionVector::UD) && raised(stops.1, ExceptionVector::UD))
-        .shows(|difference| is_x87_status(difference, X87_TOP) || class(difference) == C::X87Tag)
+        .shows(|difference| {
+            is_x87_status(difference, X87_TOP)
+                || matches!(class(difference), C::X87Tag | C::X87Register)
+        })
         .because(
             "an invalid opcode among those of MMX resets top and tags of the x87 unit before it \
              faults",

@@ -40,16 +40,6 @@ pub(super) const ROWS: &[Accepted] = &[
         .stops(only_left_is_protection)
         .when(|divergence, _| accesses_misaligned(divergence))
         .because("legacy SSE with a misaligned 16-byte operand does not fault", "QEMU issue 217"),
-    unicorn(
-        "save-area-alignment",
-        Mnemonics(&[M::Fxsave, M::Fxsave64, M::Fxrstor, M::Fxrstor64, M::Cmpxchg16b, M::Movdir64b]),
-    )
-    .stops(only_left_is_protection)
-    .when(|divergence, _| accesses_misaligned(divergence))
-    .because(
-        "a misaligned save area or 16-byte operand does not fault",
-        "Intel SDM volume 2A, FXSAVE and CMPXCHG16B: #GP(0)",
-    ),
     unicorn("mxcsr-reserved", Mnemonics(&[M::Fxrstor, M::Fxrstor64, M::Ldmxcsr, M::Vldmxcsr]))
         .stops(only_left_is_protection)
         .when(|divergence, _| {
@@ -85,6 +75,14 @@ pub(super) const ROWS: &[Accepted] = &[
         .because(
             "a store that ends in a page that cannot be written has stored its first bytes",
             "Unicorn's split accesses; Intel SDM volume 3A, section 6.5: faults are precise",
+        ),
+    unicorn("partial-load", Where(is_legacy_sse))
+        .stops(both_page_faults)
+        .shows(|difference| class(difference) == C::Xmm)
+        .when(|divergence, _| accesses_across_pages(divergence))
+        .because(
+            "a load that ends in a page that cannot be read has loaded its first half",
+            "Intel SDM volume 3A, section 6.5: faults are precise",
         ),
     unicorn("split-fault-address", Where(has_memory))
         .stops(both_page_faults)

@@ -6,7 +6,7 @@ use super::super::Accepted;
 use super::super::Pattern::{Mnemonics, Where};
 use super::super::conditions::{
     both_complete, class, culprit, is_flag, is_register, is_register_or_flag, is_the_flag,
-    is_upper_half, register_operand, shift_count,
+    is_upper_half, register_operand,
 };
 use super::super::instructions::has_operand_of;
 use super::{FOUND, unicorn};
@@ -88,25 +88,6 @@ pub(super) const ROWS: &[Accepted] = &[
         .because(
             "the 32-bit forms use 64 bits of the mask",
             "QEMU issue 1374 is of the same family",
-        ),
-    unicorn("double-shift-16", Mnemonics(&[M::Shld, M::Shrd]))
-        .stops(both_complete)
-        .shows(|difference| is_flag(difference) || matches!(class(difference), C::Gpr | C::Memory))
-        .when(|divergence, _| {
-            let word = culprit(divergence).is_some_and(|code| has_operand_of(code, 0, 2));
-            word && shift_count(divergence) > 16
-        })
-        .because(
-            "16-bit double shifts by more than 16 differ; the manual leaves them undefined",
-            "Intel SDM volume 2B, SHLD: result undefined if the count is above the operand size",
-        ),
-    unicorn("rotate-through-carry", Mnemonics(&[M::Rcl, M::Rcr]))
-        .stops(both_complete)
-        .shows(is_flag)
-        .when(|divergence, _| shift_count(divergence) > 1)
-        .because(
-            "flags of rotates by a count of more than the operand's size differ",
-            "Intel SDM volume 2B, RCL/RCR: OF is undefined for counts other than 1",
         ),
     unicorn("lock-neg-flags", Where(|code| code.mnemonic() == M::Neg && code.has_lock_prefix()))
         .stops(both_complete)

@@ -6,8 +6,8 @@ use super::super::Accepted;
 use super::super::Pattern::{Mnemonics, Where};
 use super::super::conditions::{
     X87_CONDITIONS, X87_EXCEPTIONS, X87_STACK_FLAG, X87_TOP, becomes_special, both_complete, class,
-    holds_special, is_flag, is_x87_register, is_x87_status, leaves_pending, meets_stack_fault,
-    raised, rounds_specially,
+    culprit, holds_special, is_flag, is_x87_register, is_x87_status, leaves_pending,
+    meets_stack_fault, only_right_page_faults, raised, rounds_specially,
 };
 use super::super::instructions::{is_mmx, is_x87};
 use super::unicorn;
@@ -30,14 +30,22 @@ pub(super) const ROWS: &[Accepted] = &[
         .because("exception flags and C1 of the x87 status word are not kept", MYERS),
     unicorn(
         "x87-condition-codes",
-        Where(is_x87),
+        Mnemonics(&[M::Fcom,M::Fcomp,M::Fcompp,M::Fucom,M::Fucomp,M::Fucompp,M::Ficom,M::Ficomp,M::Ftst,M::Fxam,M::Fprem,M::Fprem1,M::Fptan,M::Fsin,M::Fcos,M::Fsincos,M::Fsqrt,M::Fxtract,M::Fdecstp,M::Fincstp]),
     )
     .stops(both_complete)
     .shows(|difference| is_x87_status(difference, X87_EXCEPTIONS | X87_CONDITIONS))
     .because(
-            "condition codes of compares, FXAM and partial functions are wrong for special values: \
-             an unnormal is called a number, a NaN compares without an exception",
+            "condition codes of compares, FXAM and partial functions are wrong for special values, \
+             and FINCSTP and FDECSTP clear them",
             "QEMU commits 34b9cc07, c415f2c5, de44c044",
+        ),
+    unicorn("x87-store-tag", Mnemonics(&[M::Fst, M::Fstp, M::Fstpnce]))
+        .stops(both_complete)
+        .shows(|difference| class(difference) == C::X87Tag)
+        .when(|divergence, _| culprit(divergence).is_some_and(|code| code.op0_register().is_st()))
+        .because(
+            "FST and FSTP to an empty register of the stack do not mark it as in use",
+            "Intel SDM volume 2A, FST; volume 1, section 8.1.7",
         ),
     unicorn("x87-stack-fault", Where(is_x87))
         .stops(both_complete)
@@ -54,11 +62,11 @@ pub(super) const ROWS: &[Accepted] = &[
             MYERS,
         ),
     unicorn("x87-unmasked-response", Where(is_x87))
-        .stops(both_complete)
+        .stops(|stops| both_complete(stops) || only_right_page_faults(stops))
         .shows(|difference| {
             const STATUS: u128 = X87_EXCEPTIONS | X87_STACK_FLAG | X87_CONDITIONS | X87_TOP;
             is_x87_status(difference, STATUS)
-                || matches!(class(difference), C::X87Tag | C::X87Register | C::Memory)
+                || matches!(class(difference), C::Stop | C::Rip | C::X87Tag | C::X87Register | C::Memory)
         })
         .when(|divergence, _| leaves_pending(divergence))
         .because(
