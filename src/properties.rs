@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use arbitrary::Unstructured;
 
 use crate::case::{Case, text};
+use crate::engine::Engine;
 use crate::engine::silicon::Silicon;
 use crate::generate::{Generator, HostFeatures};
 use crate::oracle::judge::{EngineVerdict, Finding, Judge, Verdict};
@@ -79,10 +80,10 @@ fn unexplained(judge: &mut Judge, case: &Case) -> Vec<(Finding, bool)> {
 fn all_engines() -> Judge {
     let silicon = Silicon::new().expect("the silicon engine works on this host");
     let second = Silicon::named("silicon#2").expect("the silicon engine works on this host");
-    let mut engines: Vec<Box<dyn crate::engine::Engine>> = vec![Box::new(second)];
-    #[cfg(feature = "unicorn")]
-    engines.push(Box::new(
-        crate::engine::unicorn::Unicorn::new().expect("Unicorn works on this host"),
-    ));
+    let engines: Vec<Box<dyn Engine>> = vec![
+        Box::new(second),
+        #[cfg(feature = "unicorn")]
+        Box::new(crate::engine::unicorn::Unicorn::new().expect("Unicorn works on this host")),
+    ];
     Judge::new(silicon, engines)
 }

@@ -24,7 +24,8 @@ use tregion::oracle::judge::{EngineVerdict, Finding, judge_outcome};
 const DOCUMENT: &str = "docs/unicorn-differences.md";
 const FOLDER: &str = "corpora/divergence";
 
-/// The worst differences, in the order in which the document tells of them; the others follow in the
+/// The worst differences, in the order in which the document tells of them; the others follow
+/// in the
 /// order of the table.
 const WORST: [&str; 13] = [
     "string-compare-crash",
@@ -168,7 +169,8 @@ fn update(shown: &[Shown]) {
     fs::write(root().join(DOCUMENT), document(shown)).unwrap();
 }
 
-/// Names, reasons, references and case files have to be in the document; results may differ from host
+/// Names, reasons, references and case files have to be in the document; results may differ
+/// from host
 /// to host.
 fn check_document() {
     let text = fs::read_to_string(root().join(DOCUMENT)).unwrap();
@@ -196,9 +198,12 @@ fn document(shown: &[Shown]) -> String {
     let mut text = format!(
         "# Where Unicorn differs from silicon\n\n\
          Random programs ran on the host's processor and on Unicorn 2.1.5, and everything that a \
-         guest can see was\ncompared. Each difference was bisected to the instruction that causes it, \
-         made small, and looked up here.\nThis is the table of `src/oracle/accepted/rows/` with its \
-         cases: {} differences, {} cases. The worst come first:\na crash of the host process, wrong \
+         guest can see was\n\
+         compared. Each difference was bisected to the instruction that causes it, \
+         made small, and looked up here.\n\
+         This is the table of `src/oracle/accepted/rows/` with its \
+         cases: {} differences, {} cases. The worst come first:\n\
+         a crash of the host process, wrong \
          results without a word, lost flags, stores that happen although they fault.\n\n\
          Written by `UPDATE_DOCS=1 cargo test --release --test unicorn_differences`.\n",
         ACCEPTED.len(),

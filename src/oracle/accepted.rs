@@ -41,7 +41,7 @@ pub struct Accepted {
     /// At which instructions.
     pub pattern: Pattern,
     /// How both runs stopped. A run that was lost or took too long is no row's but one that says
-    /// [`Accepted::loses`].
+    /// `Accepted::loses`.
     pub stops: fn(Stops) -> bool,
     /// In which components, and with which values.
     pub shows: fn(&Difference) -> bool,

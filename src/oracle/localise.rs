@@ -11,7 +11,9 @@ use iced_x86::Instruction;
 
 use super::compare::{Difference, compare};
 use super::undefined::{drop_undefined, drop_undefined_since};
-use crate::case::{Case, Event, MapModel, ObjectId, Outcome, PageChange, Stop, Trigger};
+use crate::case::{
+    Case, Event, ExceptionVector, MapModel, ObjectId, Outcome, PageChange, Stop, Trigger,
+};
 use crate::engine::silicon::{Silicon, Step, Trace};
 use crate::engine::{Engine, Unsupported, Visible};
 use crate::guest::PAGE_SIZE;
@@ -96,7 +98,8 @@ pub fn localise(
 /// Whether the last instruction of a run that stopped so was executed: one that faults changes no
 /// flags, undefined ones included.
 fn completes(stop: Stop) -> bool {
-    !matches!(stop, Stop::Exception { .. })
+    const TRAPS: [ExceptionVector; 2] = [ExceptionVector::DB, ExceptionVector::BP];
+    !matches!(stop, Stop::Exception { vector, .. } if !TRAPS.contains(&vector))
 }
 
 /// The differences between two outcomes of one execution of `instruction`, silicon's left, without

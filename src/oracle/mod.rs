@@ -1,6 +1,6 @@
 //! The oracle: who differs from silicon, where, and whether that is known.
 //!
-//! [`compare`] turns two outcomes into differences, which are values. [`localise`] finds the
+//! [`mod@compare`] turns two outcomes into differences, which are values. [`localise`] finds the
 //! instructions that caused them. [`accepted`] is the one table of differences that have a reason.
 //! [`judge`] puts the three together into a verdict, and [`minimise`] makes a case small while its
 //! verdict stays the same.

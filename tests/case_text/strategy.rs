@@ -108,7 +108,7 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 fn state() -> impl Strategy<Value = State> {
-    let general = (prop::array::uniform16(odd_word()), any::<u64>(), any::<u64>());
+    let general = (prop::array::uniform16(odd_word()), canonical(), any::<u64>());
     let bases = (canonical(), canonical(), any::<u16>());
     let vectors = (vec(vector(), VECTOR_COUNT), prop::array::uniform8(odd_word()));
     (general, bases, x87(), vectors).prop_map(|(general, bases, x87, vectors)| State {

@@ -1,13 +1,13 @@
 //! [`Silicon`]: the host's own processor as an engine, and the judge of all others.
 //!
-//! A case runs in a child process that has nothing of its own but a short stub ([`stub`]): the
+//! A case runs in a child process that has nothing of its own but a short stub (`stub`): the
 //! guest's pages lie at the guest's own addresses and are the same memory that this process sees.
 //! Each leg loads the whole state, jumps into the guest, and takes the state from the signal frame
-//! that ends it ([`frame`]). A guest's system calls are stopped by seccomp; a guest that runs on is
-//! stopped by its processor time; a child that is lost is replaced before the next case ([`child`]).
+//! that ends it (`frame`). A guest's system calls are stopped by seccomp; a guest that runs on is
+//! stopped by its processor time; a child that is lost is replaced before the next case (`child`).
 //!
 //! Legs that need to stop at an instruction count or a breakpoint are single-stepped by the trap
-//! flag, whose traces in the guest's state are wiped off ([`step`]).
+//! flag, whose traces in the guest's state are wiped off (`step`).
 //!
 //! What a guest could do to see the difference from a bare processor: read or write the stub's span
 //! at [`Silicon::base`] (a write is told as [`Loss::Overwritten`]), and call the three entries of the

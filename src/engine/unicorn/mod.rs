@@ -170,7 +170,7 @@ impl Unicorn {
             observer.fetch_failed(run.state.rip);
         }
         // Unicorn may come to the next instruction before it leaves with a fault of this one.
-        if let (Some(pause), None) = (observer.pause, observer.fault) {
+        if let (Some(pause), None | Some((Access::Fetch, _))) = (observer.pause, observer.fault) {
             return Ok(End::Pause(pause));
         }
         if observer.system_call {

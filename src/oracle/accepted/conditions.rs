@@ -186,7 +186,8 @@ pub(super) fn only_which_nan(difference: &Difference) -> bool {
 
 // ---- x87 -----------------------------------------------------------------------------------
 
-/// IE, DE, ZE, OE, UE, PE, the summary of them, busy, and C1, which tells of rounding and of stacks.
+/// IE, DE, ZE, OE, UE, PE, the summary of them, busy, and C1, which tells of rounding and of
+/// stacks.
 pub(super) const X87_EXCEPTIONS: u128 = 0x82bf;
 /// SF.
 pub(super) const X87_STACK_FLAG: u128 = 0x40;
@@ -231,7 +232,8 @@ pub(super) fn leaves_pending(divergence: &Divergence) -> bool {
         .is_some_and(|(left, _)| left & SUMMARY != 0)
 }
 
-/// NaNs, infinities, and encodings that are no number of the format: denormals and pseudo-denormals,
+/// NaNs, infinities, and encodings that are no number of the format: denormals and pseudo-
+/// denormals,
 /// unnormals, pseudo-infinities and pseudo-NaNs.
 pub(super) fn is_special(value: F80) -> bool {
     let exponent = value.sign_exponent & 0x7fff;
@@ -271,7 +273,8 @@ pub(super) fn accesses_across_pages(divergence: &Divergence) -> bool {
     repeats_into_page(divergence) || some_access(divergence, Access::crosses_page)
 }
 
-/// Whether a string instruction, of whose iterations only the first one's address is known here, came
+/// Whether a string instruction, of whose iterations only the first one's address is known
+/// here, came
 /// to the start of a page and faulted there.
 fn repeats_into_page(divergence: &Divergence) -> bool {
     let repeats = culprit(divergence).is_some_and(|code| {

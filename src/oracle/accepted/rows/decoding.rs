@@ -1,6 +1,6 @@
 //! Encodings: what is taken for another instruction, or for none.
 
-use iced_x86::Mnemonic as M;
+use iced_x86::{EncodingKind, Mnemonic as M};
 
 use super::super::Accepted;
 use super::super::Pattern::{Mnemonics, Where};
@@ -33,6 +33,13 @@ pub(super) const ROWS: &[Accepted] = &[
              of the upper half are ignored",
         "Unicorn issue 1656, pull request 1658",
     ),
+    unicorn("evex-invalid", Where(|code| code.encoding() == EncodingKind::EVEX))
+        .stops(only_right_is_invalid)
+        .because(
+            "AVX-512 is not there at all; cases with it are not run where it can be seen in their \
+             code",
+            "Unicorn issue 1656",
+        ),
     unicorn("test-alias", Where(is_test_alias)).stops(only_right_is_invalid).because(
         "F6 /1 and F7 /1 are TEST on every processor; here they are invalid",
         "QEMU issue 3580",

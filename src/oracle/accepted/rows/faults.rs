@@ -122,7 +122,8 @@ pub(super) const ROWS: &[Accepted] = &[
     .shows(|difference| is_flag(difference) || matches!(class(difference), C::Rip | C::Gpr))
     .because(
         "flags, registers or RIP are changed although the instruction faults",
-        "QEMU commit e7bbb7cb, \"target/i386: fix flags written back before a fault\" (one of them)",
+        "QEMU commit e7bbb7cb, \"target/i386: fix flags written back before a fault\" (one of \
+         them)",
     ),
     unicorn(
         "goes-on-after-fault",
@@ -168,10 +169,13 @@ pub(super) const ROWS: &[Accepted] = &[
     ),
     unicorn("enter-probe", Mnemonics(&[M::Enter])).stops(only_left_page_faults).because(
         "ENTER does not look whether the new top of stack can be written",
-        "Intel SDM volume 2A, ENTER: #PF if a write using the final value of the stack pointer would",
+        "Intel SDM volume 2A, ENTER: #PF if a write using the final value of the stack pointer \
+         would",
     ),
-    unicorn("clflush-does-not-fault", Mnemonics(&[M::Clflush])).stops(only_left_page_faults).because(
-        "CLFLUSH of an address that is not mapped does not fault",
-        "Intel SDM volume 2A, CLFLUSH: #PF(fault-code)",
-    ),
+    unicorn("clflush-does-not-fault", Mnemonics(&[M::Clflush]))
+        .stops(only_left_page_faults)
+        .because(
+            "CLFLUSH of an address that is not mapped does not fault",
+            "Intel SDM volume 2A, CLFLUSH: #PF(fault-code)",
+        ),
 ];

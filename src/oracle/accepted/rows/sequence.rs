@@ -4,7 +4,7 @@ use iced_x86::{Instruction, Mnemonic as M};
 
 use super::super::Accepted;
 use super::super::Pattern::{Mnemonics, Where};
-use super::super::conditions::{both_complete, can_write_code, class, differs_within, is_flag};
+use super::super::conditions::{both_complete, can_write_code, class, is_flag};
 use super::super::instructions::has_memory;
 use super::{FOUND, unicorn};
 use crate::oracle::compare::ComponentClass as C;
@@ -19,7 +19,8 @@ pub(super) const ROWS: &[Accepted] = &[
             FOUND,
         ),
     unicorn("loop-loses-flags", Mnemonics(&[M::Loop, M::Loope, M::Loopne])).in_sequence().because(
-        "LOOP, LOOPE and LOOPNE take the flags that they leave alone from an unfinished computation",
+        "LOOP, LOOPE and LOOPNE take the flags that they leave alone from an unfinished \
+         computation",
         FOUND,
     ),
     unicorn("own-code-write-loses-flags", Where(has_memory))
@@ -49,14 +50,6 @@ pub(super) const ROWS: &[Accepted] = &[
              before an instruction that faults or reads them; without the limit they are right",
             FOUND,
         ),
-    unicorn("counting-stores-lost-flags", Mnemonics(&[M::Pushf, M::Pushfq, M::Pushfd]))
-        .in_sequence()
-        .shows(|difference| {
-            const ARITHMETIC: u128 = 0xd5;
-            class(difference) == C::Memory && differs_within(difference, ARITHMETIC)
-        })
-        .when(|divergence, _| divergence.case.limit.is_some())
-        .because("PUSHF stores flags that a code hook has lost", FOUND),
 ];
 
 fn is_environment_store(code: &Instruction) -> bool {

@@ -14,8 +14,8 @@ use super::unicorn;
 use crate::case::ExceptionVector;
 use crate::oracle::compare::ComponentClass as C;
 
-const MYERS: &str =
-    "QEMU's x87 series of 2020 by J. Myers (commits c415f2c5, 374ff4d0, de44c044 and others)";
+const MYERS: &str = "QEMU's x87 series of 2020 by J. Myers (commits c415f2c5, 374ff4d0, \
+                     de44c044 and others)";
 
 pub(super) const ROWS: &[Accepted] = &[
     unicorn("x87-unmasked", Where(|code| is_x87(code) || is_mmx(code)))
@@ -30,15 +30,36 @@ pub(super) const ROWS: &[Accepted] = &[
         .because("exception flags and C1 of the x87 status word are not kept", MYERS),
     unicorn(
         "x87-condition-codes",
-        Mnemonics(&[M::Fcom,M::Fcomp,M::Fcompp,M::Fucom,M::Fucomp,M::Fucompp,M::Ficom,M::Ficomp,M::Ftst,M::Fxam,M::Fprem,M::Fprem1,M::Fptan,M::Fsin,M::Fcos,M::Fsincos,M::Fsqrt,M::Fxtract,M::Fdecstp,M::Fincstp]),
+        Mnemonics(&[
+            M::Fcom,
+            M::Fcomp,
+            M::Fcompp,
+            M::Fucom,
+            M::Fucomp,
+            M::Fucompp,
+            M::Ficom,
+            M::Ficomp,
+            M::Ftst,
+            M::Fxam,
+            M::Fprem,
+            M::Fprem1,
+            M::Fptan,
+            M::Fsin,
+            M::Fcos,
+            M::Fsincos,
+            M::Fsqrt,
+            M::Fxtract,
+            M::Fdecstp,
+            M::Fincstp,
+        ]),
     )
     .stops(both_complete)
     .shows(|difference| is_x87_status(difference, X87_EXCEPTIONS | X87_CONDITIONS))
     .because(
-            "condition codes of compares, FXAM and partial functions are wrong for special values, \
+        "condition codes of compares, FXAM and partial functions are wrong for special values, \
              and FINCSTP and FDECSTP clear them",
-            "QEMU commits 34b9cc07, c415f2c5, de44c044",
-        ),
+        "QEMU commits 34b9cc07, c415f2c5, de44c044",
+    ),
     unicorn("x87-store-tag", Mnemonics(&[M::Fst, M::Fstp, M::Fstpnce]))
         .stops(both_complete)
         .shows(|difference| class(difference) == C::X87Tag)
@@ -66,7 +87,10 @@ pub(super) const ROWS: &[Accepted] = &[
         .shows(|difference| {
             const STATUS: u128 = X87_EXCEPTIONS | X87_STACK_FLAG | X87_CONDITIONS | X87_TOP;
             is_x87_status(difference, STATUS)
-                || matches!(class(difference), C::Stop | C::Rip | C::X87Tag | C::X87Register | C::Memory)
+                || matches!(
+                    class(difference),
+                    C::Stop | C::Rip | C::X87Tag | C::X87Register | C::Memory
+                )
         })
         .when(|divergence, _| leaves_pending(divergence))
         .because(
@@ -100,19 +124,17 @@ pub(super) const ROWS: &[Accepted] = &[
         "transcendental functions, FSCALE and FPREM are computed in the host's double precision",
         "QEMU commits 1f18a1e6 (FYL2X), ff57bb7b (FPATAN), de44c044 (FPREM)",
     ),
-    unicorn(
-        "x87-constants",
-        Mnemonics(&[M::Fldl2t, M::Fldl2e, M::Fldpi, M::Fldlg2, M::Fldln2]),
-    )
-    .stops(both_complete)
-    .shows(is_x87_register)
-    .when(|divergence, _| rounds_specially(divergence))
-    .because("constants are not rounded as the control word says", MYERS),
+    unicorn("x87-constants", Mnemonics(&[M::Fldl2t, M::Fldl2e, M::Fldpi, M::Fldlg2, M::Fldln2]))
+        .stops(both_complete)
+        .shows(is_x87_register)
+        .when(|divergence, _| rounds_specially(divergence))
+        .because("constants are not rounded as the control word says", MYERS),
     unicorn("x87-compare-flags", Mnemonics(&[M::Fcomi, M::Fcomip, M::Fucomi, M::Fucomip]))
         .stops(both_complete)
         .shows(is_flag)
         .because(
-            "OF, SF and AF are not cleared, and a compare with an unsupported value is not unordered",
+            "OF, SF and AF are not cleared, and a compare with an unsupported value is not \
+             unordered",
             "QEMU commit c415f2c5",
         ),
     unicorn("x87-special-values", Where(is_x87))
@@ -131,9 +153,4 @@ pub(super) const ROWS: &[Accepted] = &[
             "stores of NaNs and of values out of range give other bytes than the indefinite value",
             "QEMU commit 374ff4d0",
         ),
-    unicorn("x87-precision", Where(is_x87))
-        .stops(both_complete)
-        .shows(is_x87_register)
-        .when(|divergence, _| rounds_specially(divergence))
-        .because("results are not rounded to the precision of the control word", MYERS),
 ];
