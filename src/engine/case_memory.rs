@@ -6,11 +6,12 @@
 //! is under way writes to this memory from elsewhere; all methods are to be called between runs.
 #![allow(unsafe_code, reason = "maps a memfd that guests write to from outside Rust's view")]
 
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use memmap2::{MmapOptions, MmapRaw};
 use std::fs::File;
 use std::io;
 
-use crate::case::{Case, MAX_BYTES, MapModel, ObjectId, PageChange};
+use crate::case::{Action, Case, Event, MAX_BYTES, MapModel, ObjectId, PageChange};
 use crate::guest::{GuestAddress, PAGE_SIZE};
 use crate::os::memfd;
 
@@ -61,6 +62,27 @@ impl CaseMemory {
             let length = run.len();
             self.bytes_mut(position, length).copy_from_slice(&bytes[run]);
         }
+    }
+
+    /// Carries out the actions of an event of a valid case, on `map` and on the bytes.
+    pub(crate) fn apply(&mut self, map: &mut MapModel, event: &Event) {
+        for action in &event.actions {
+            if let Action::Write { address, bytes } = action {
+                self.write(map, *address, bytes);
+            }
+            map.apply(action).expect("the actions of a valid case can be carried out");
+        }
+    }
+
+    /// The length of the instruction at `address` if it is `hlt`, which faults in user mode.
+    pub(crate) fn halt_length(&self, map: &MapModel, address: GuestAddress) -> Option<u64> {
+        let code = self.read(map, address, 15);
+        // Nearly always the plain one-byte form.
+        if code.first() == Some(&0xf4) {
+            return Some(1);
+        }
+        let instruction = Decoder::with_ip(64, &code, address.0, DecoderOptions::NONE).decode();
+        (instruction.mnemonic() == Mnemonic::Hlt).then_some(instruction.len() as u64)
     }
 
     /// Reads up to `length` bytes at a guest address, fewer where what is mapped ends before.

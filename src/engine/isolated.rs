@@ -14,9 +14,9 @@
 //! next case. Nothing else in the worker may write to its standard output.
 
 use std::io::{self, Read, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt, parent_id};
+use std::os::unix::process::{CommandExt, parent_id};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Capabilities, Engine, Unsupported};
+use super::{Capabilities, Engine, Unsupported, loss};
 use crate::case::{Case, Loss, Outcome, Stop};
 
 /// Time that a case or a start may take, unless another is set.
@@ -231,13 +231,6 @@ impl Drop for Worker {
         // It may have ended already, which is as well.
         let _ = self.process.kill();
         let _ = self.process.wait();
-    }
-}
-
-fn loss(status: ExitStatus) -> Loss {
-    match (status.signal(), status.code()) {
-        (Some(signal), _) => Loss::Killed { signal },
-        (None, status) => Loss::Exited { status: status.unwrap_or_default() },
     }
 }
 

@@ -14,9 +14,11 @@ pub mod unicorn;
 
 pub use capabilities::{Capabilities, Visible};
 
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::case::{Case, Outcome};
+use crate::case::{Case, Loss, Outcome};
 
 /// A case that an engine cannot run, and why. Not an error: a fact to be counted.
 #[derive(
@@ -32,6 +34,14 @@ impl Unsupported {
     /// The engine lacks `what`.
     pub fn new(what: impl Into<String>) -> Self {
         Self { what: what.into() }
+    }
+}
+
+/// How a process was lost that ended so.
+fn loss(status: ExitStatus) -> Loss {
+    match status.signal() {
+        Some(signal) => Loss::Killed { signal },
+        None => Loss::Exited { status: status.code().unwrap_or_default() },
     }
 }
 

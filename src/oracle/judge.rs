@@ -149,7 +149,7 @@ impl Judge {
                         if may_skip(engine, case, (reference.stop, outcome.stop), &differences) {
                             return EngineVerdict::Plausible { differences };
                         }
-                        judge_outcome(silicon, engine, case, &reference, outcome)
+                        search(silicon, engine, case, &reference, outcome, differences)
                     }
                     Err(unsupported) => EngineVerdict::Unsupported(unsupported),
                 }
@@ -213,6 +213,18 @@ pub fn judge_outcome(
     outcome: Outcome,
 ) -> EngineVerdict {
     let differences = differences_at_end(silicon, engine, case, reference, &outcome);
+    search(silicon, engine, case, reference, outcome, differences)
+}
+
+/// Searches the culprits of `differences`, if there are any.
+fn search(
+    silicon: &mut Silicon,
+    engine: &mut dyn Engine,
+    case: &Case,
+    reference: &Outcome,
+    outcome: Outcome,
+    differences: Vec<Difference>,
+) -> EngineVerdict {
     if differences.is_empty() {
         return EngineVerdict::Agrees;
     }

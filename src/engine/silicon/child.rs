@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::process::{Child as Process, Command, Stdio};
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ use super::layout::{
 };
 use super::stub::Stub;
 use crate::case::Loss;
+use crate::engine::loss;
 use crate::os::{WaitWord, memfd, pin_like_caller, spawn};
 
 /// First address that user code cannot have.
@@ -299,13 +300,6 @@ pub(super) fn call(number: libc::c_long, arguments: &[u64]) -> SystemCall {
 /// Adds to an error what was being done.
 fn step(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("the silicon engine's child {what}: {error}"))
-}
-
-fn loss(status: std::process::ExitStatus) -> Loss {
-    match status.signal() {
-        Some(signal) => Loss::Killed { signal },
-        None => Loss::Exited { status: status.code().unwrap_or_default() },
-    }
 }
 
 /// The kernel's `struct sigaction`: handler, flags, restorer, mask. The handler never returns, so the

@@ -25,7 +25,6 @@ use std::time::Duration;
 
 use child::{Answer, Child, SystemCall, USER_END, call};
 use frame::Frame;
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use layout::{SPAN, request};
 pub use step::{Step, Trace};
 use xstate::Xstate;
@@ -216,13 +215,7 @@ impl Silicon {
     }
 
     fn apply_event(&mut self, run: &mut Run<'_>) {
-        let event = &run.case.events[run.events_applied];
-        for action in &event.actions {
-            if let Action::Write { address, bytes } = action {
-                self.memory.write(&run.map, *address, bytes);
-            }
-            run.map.apply(action).expect("the actions of a valid case can be carried out");
-        }
+        self.memory.apply(&mut run.map, &run.case.events[run.events_applied]);
         run.events_applied += 1;
     }
 
@@ -303,7 +296,7 @@ impl Silicon {
         }
         let vector = ExceptionVector(frame.trap as u8);
         if vector == ExceptionVector::GP
-            && let Some(length) = self.halt_length(run)
+            && let Some(length) = self.memory.halt_length(&run.map, GuestAddress(run.state.rip))
         {
             run.state.rip = run.state.rip.wrapping_add(length);
             return Stop::Halt;
@@ -311,18 +304,6 @@ impl Silicon {
         let page_fault = vector == ExceptionVector::PF;
         let error = if page_fault { page_fault_error(&run.map, frame) } else { frame.error as u32 };
         Stop::Exception { vector, error: Some(error), address: page_fault.then_some(frame.cr2) }
-    }
-
-    /// The length of the instruction at RIP if it is `hlt`, which faults in user mode.
-    fn halt_length(&self, run: &Run<'_>) -> Option<u64> {
-        let code = self.memory.read(&run.map, GuestAddress(run.state.rip), 15);
-        // Nearly always the plain one-byte form.
-        if code.first() == Some(&0xf4) {
-            return Some(1);
-        }
-        let mut decoder = Decoder::with_ip(64, &code, run.state.rip, DecoderOptions::NONE);
-        let instruction = decoder.decode();
-        (instruction.mnemonic() == Mnemonic::Hlt).then_some(instruction.len() as u64)
     }
 }
 

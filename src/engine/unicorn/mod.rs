@@ -21,8 +21,6 @@ mod watchdog;
 use std::io;
 use std::time::Duration;
 
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
-
 pub use self::filter::Filter;
 use self::library::{Error, Instruments, Machine};
 use self::observer::{Access, Observer, Pause};
@@ -31,7 +29,7 @@ use self::registers::RegisterFile;
 use self::watchdog::Watchdog;
 use super::case_memory::CaseMemory;
 use super::{Capabilities, Engine, Unsupported, Visible};
-use crate::case::{Action, Case, Event, ExceptionVector, MapModel, Outcome, Stop, Trigger};
+use crate::case::{Case, Event, ExceptionVector, MapModel, Outcome, Stop, Trigger};
 use crate::guest::{GuestAddress, Permissions, State};
 
 /// Processor time that one leg may take, unless another is set.
@@ -108,12 +106,7 @@ impl Unicorn {
     }
 
     fn apply_event(&mut self, run: &mut Run<'_>) {
-        for action in &run.case.events[run.events_applied].actions {
-            if let Action::Write { address, bytes } = action {
-                self.memory.write(&run.map, *address, bytes);
-            }
-            run.map.apply(action).expect("the actions of a valid case can be carried out");
-        }
+        self.memory.apply(&mut run.map, &run.case.events[run.events_applied]);
         run.events_applied += 1;
     }
 
@@ -192,23 +185,13 @@ impl Unicorn {
             return Stop::LegacySystemCall;
         }
         let vector = ExceptionVector(vector as u8);
-        match self.halt_length(run) {
+        match self.memory.halt_length(&run.map, GuestAddress(run.state.rip)) {
             Some(length) if vector == ExceptionVector::GP => {
                 run.state.rip = run.state.rip.wrapping_add(length);
                 Stop::Halt
             }
             _ => exception(vector),
         }
-    }
-
-    /// The length of the instruction at RIP if it is `hlt`.
-    fn halt_length(&self, run: &Run<'_>) -> Option<u64> {
-        let code = self.memory.read(&run.map, GuestAddress(run.state.rip), 15);
-        if code.first() == Some(&0xf4) {
-            return Some(1);
-        }
-        let instruction = Decoder::with_ip(64, &code, run.state.rip, DecoderOptions::NONE).decode();
-        (instruction.mnemonic() == Mnemonic::Hlt).then_some(instruction.len() as u64)
     }
 }
 
