@@ -33,9 +33,13 @@
 
 pub mod campaign;
 pub mod case;
+pub mod code;
 pub mod engine;
+pub mod exec;
 pub mod generate;
 pub mod guest;
+pub mod memory;
 pub mod oracle;
 pub mod os;
 pub mod properties;
+pub mod translate;

@@ -22,7 +22,7 @@ const UNSAFE_ROOMS: [&str; 4] = [
     "src/engine/case_memory.rs",
     "src/engine/silicon/child.rs",
     "src/engine/unicorn/library.rs",
-    "src/generate/host_features.rs",
+    "src/guest/host_features.rs",
 ];
 
 const MAX_LINES: usize = 500;

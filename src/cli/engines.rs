@@ -5,6 +5,7 @@ use std::io;
 use clap::Args;
 use tregion::engine::Engine;
 use tregion::engine::isolated::{self, Isolated};
+use tregion::engine::jit::Jit;
 use tregion::engine::silicon::Silicon;
 #[cfg(feature = "unicorn")]
 use tregion::engine::unicorn::{Filter, Unicorn};
@@ -23,9 +24,9 @@ pub(super) struct WorkerArguments {
 
 /// The names that [`make`] knows, for messages.
 const KNOWN: &str = if cfg!(feature = "unicorn") {
-    "silicon, unicorn, unicorn:unfiltered, unicorn:in-process, isolated:silicon"
+    "silicon, jit, unicorn, unicorn:unfiltered, unicorn:in-process, isolated:silicon, isolated:jit"
 } else {
-    "silicon, isolated:silicon (this build has no Unicorn)"
+    "silicon, jit, isolated:silicon, isolated:jit (this build has no Unicorn)"
 };
 
 /// What the engine that [`make`] makes of these two is called.
@@ -42,6 +43,7 @@ pub(super) fn title(name: &str, number: usize) -> String {
 pub(super) fn make(name: &str, number: usize) -> io::Result<Box<dyn Engine>> {
     match name {
         "silicon" => Ok(Box::new(Silicon::named(&title(name, number))?)),
+        "jit" => in_process(name),
         "unicorn" => isolated(name, "unicorn:crashing"),
         "unicorn:unfiltered" => isolated(name, name),
         "unicorn:in-process" => in_process("unicorn:in-process"),
@@ -63,6 +65,7 @@ fn isolated(name: &str, served: &str) -> io::Result<Box<dyn Engine>> {
 fn in_process(name: &str) -> io::Result<Box<dyn Engine>> {
     match name {
         "silicon" => Ok(Box::new(Silicon::new()?)),
+        "jit" => Ok(Box::new(Jit::new().map_err(io::Error::other)?)),
         #[cfg(feature = "unicorn")]
         "unicorn:in-process" => Ok(Box::new(Unicorn::new()?)),
         #[cfg(feature = "unicorn")]
@@ -104,7 +107,7 @@ pub(super) fn judge(names: &[String]) -> io::Result<Judge> {
 /// `tregion engines`.
 pub(super) fn list() -> Result<Found, Failure> {
     let names: &[&str] =
-        if cfg!(feature = "unicorn") { &["silicon", "unicorn"] } else { &["silicon"] };
+        if cfg!(feature = "unicorn") { &["silicon", "jit", "unicorn"] } else { &["silicon", "jit"] };
     for name in names {
         let text = match make(name, 0) {
             Ok(engine) => {

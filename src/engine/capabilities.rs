@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::Xstate;
+
 /// Which parts of a state an engine can take in and show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Visible {
@@ -32,6 +34,17 @@ impl Visible {
         error_codes: true,
         selectors: true,
     };
+
+    /// What of a state this host has.
+    pub(crate) fn of_host(xstate: &Xstate) -> Self {
+        Self {
+            vector_registers: xstate.vector_registers(),
+            vector_bytes: xstate.vector_bytes(),
+            opmask: xstate.has_opmask(),
+            pkru: xstate.has_pkru(),
+            ..Self::ALL
+        }
+    }
 
     /// What both engines can show.
     #[must_use]

@@ -1,9 +1,10 @@
 //! [`CaseMemory`]: the bytes of a case's objects in one memfd, which an engine maps wherever the case
 //! wants them, so that all aliases are the same memory and the host always sees it.
 //!
-//! Objects lie one behind the other from offset 0, so cases of one shape have one layout, and an
-//! engine that keeps its mappings from case to case has nothing to change. The guest of a run that
-//! is under way writes to this memory from elsewhere; all methods are to be called between runs.
+//! Objects lie one behind the other from offset 0, each from a multiple of [`SLOT`], so that cases
+//! whose objects differ by a page still have one layout, and an engine that keeps its mappings from
+//! case to case has nothing to change. The guest of a run that is under way writes to this memory
+//! from elsewhere; all methods are to be called between runs.
 #![allow(unsafe_code, reason = "maps a memfd that guests write to from outside Rust's view")]
 
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
@@ -15,24 +16,32 @@ use crate::case::{Action, Case, Event, MAX_BYTES, MapModel, ObjectId, PageChange
 use crate::guest::{GuestAddress, PAGE_SIZE};
 use crate::os::memfd;
 
-/// Bytes in the memfd: the most that the objects of a valid case have. Pages cost nothing until used.
-pub(crate) const CAPACITY: u64 = MAX_BYTES as u64;
+/// What the place of each object is a multiple of.
+const SLOT: u64 = 4 * PAGE_SIZE;
+
+/// Bytes in the memfd: the most that the objects of a valid case need, which is when each has one
+/// page. Pages cost nothing until used.
+const CAPACITY: u64 = MAX_BYTES as u64 / PAGE_SIZE * SLOT;
 
 /// See the file's head.
 #[derive(Debug)]
 pub(crate) struct CaseMemory {
     file: File,
-    map: MmapRaw,
+    window: Window,
     /// Where each object of the loaded case begins.
     offsets: Vec<u64>,
 }
+
+/// The memfd as this process sees it.
+#[derive(Debug)]
+struct Window(MmapRaw);
 
 impl CaseMemory {
     pub(crate) fn new() -> io::Result<Self> {
         let file = memfd("tregion-case")?;
         file.set_len(CAPACITY)?;
-        let map = MmapOptions::new().len(CAPACITY as usize).map_raw(&file)?;
-        Ok(Self { file, map, offsets: Vec::new() })
+        let window = Window(MmapOptions::new().len(CAPACITY as usize).map_raw(&file)?);
+        Ok(Self { file, window, offsets: Vec::new() })
     }
 
     /// The memfd, to be mapped elsewhere.
@@ -46,8 +55,8 @@ impl CaseMemory {
         let mut next = 0;
         for object in &case.objects {
             self.offsets.push(next);
-            self.bytes_mut(next, object.contents.len()).copy_from_slice(&object.contents);
-            next += object.contents.len() as u64;
+            self.window.bytes_mut(next, object.contents.len()).copy_from_slice(&object.contents);
+            next = (next + object.contents.len() as u64).next_multiple_of(SLOT);
         }
     }
 
@@ -58,9 +67,8 @@ impl CaseMemory {
 
     /// Writes bytes at a guest address; all of them are mapped in `map`.
     pub(crate) fn write(&mut self, map: &MapModel, address: GuestAddress, bytes: &[u8]) {
-        for (run, position) in self.runs(map, address, bytes.len()) {
-            let length = run.len();
-            self.bytes_mut(position, length).copy_from_slice(&bytes[run]);
+        for (run, position) in runs(&self.offsets, map, address, bytes.len()) {
+            self.window.bytes_mut(position, run.len()).copy_from_slice(&bytes[run]);
         }
     }
 
@@ -76,11 +84,11 @@ impl CaseMemory {
 
     /// The length of the instruction at `address` if it is `hlt`, which faults in user mode.
     pub(crate) fn halt_length(&self, map: &MapModel, address: GuestAddress) -> Option<u64> {
-        let code = self.read(map, address, 15);
         // Nearly always the plain one-byte form.
-        if code.first() == Some(&0xf4) {
+        if self.byte(map, address) == Some(0xf4) {
             return Some(1);
         }
+        let code = self.read(map, address, 15);
         let instruction = Decoder::with_ip(64, &code, address.0, DecoderOptions::NONE).decode();
         (instruction.mnemonic() == Mnemonic::Hlt).then_some(instruction.len() as u64)
     }
@@ -88,10 +96,16 @@ impl CaseMemory {
     /// Reads up to `length` bytes at a guest address, fewer where what is mapped ends before.
     pub(crate) fn read(&self, map: &MapModel, address: GuestAddress, length: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(length);
-        for (run, position) in self.runs(map, address, length) {
-            bytes.extend_from_slice(self.bytes(position, run.len()));
+        for (run, position) in runs(&self.offsets, map, address, length) {
+            bytes.extend_from_slice(self.window.bytes(position, run.len()));
         }
         bytes
+    }
+
+    /// The byte at a guest address, if it is mapped.
+    fn byte(&self, map: &MapModel, address: GuestAddress) -> Option<u8> {
+        let (object, offset) = map.resolve(address)?;
+        Some(self.window.bytes(self.position(object, offset), 1)[0])
     }
 
     /// The pages of the loaded `case` that are not as they were at its start.
@@ -99,7 +113,7 @@ impl CaseMemory {
         let page_size = PAGE_SIZE as usize;
         let mut changes = Vec::new();
         for (index, object) in case.objects.iter().enumerate() {
-            let now = self.bytes(self.offsets[index], object.contents.len());
+            let now = self.window.bytes(self.offsets[index], object.contents.len());
             if now == object.contents {
                 continue;
             }
@@ -114,42 +128,41 @@ impl CaseMemory {
         }
         changes
     }
+}
 
-    /// The parts of `address .. address + length` that lie in one mapping each, up to the first hole:
-    /// their place in the range and their position in the memfd.
-    fn runs(
-        &self,
-        map: &MapModel,
-        address: GuestAddress,
-        length: usize,
-    ) -> Vec<(std::ops::Range<usize>, u64)> {
-        let mut runs = Vec::new();
-        let mut done = 0;
-        while done < length {
-            let Some(next) = address.0.checked_add(done as u64).map(GuestAddress) else { break };
-            let Some(mapping) = map.find(next) else { break };
-            let room = mapping.range.last().0 - next.0;
-            let size =
-                (length - done).min(usize::try_from(room).unwrap_or(usize::MAX).saturating_add(1));
-            let offset = mapping.offset + (next.0 - mapping.range.start().0);
-            runs.push((done..done + size, self.position(mapping.object, offset)));
-            done += size;
-        }
-        runs
-    }
+/// The parts of `address .. address + length` that lie in one mapping each, up to the first hole:
+/// their place in the range and their position in the memfd.
+fn runs<'a>(
+    offsets: &'a [u64],
+    map: &'a MapModel,
+    address: GuestAddress,
+    length: usize,
+) -> impl Iterator<Item = (std::ops::Range<usize>, u64)> + 'a {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let next = address.0.checked_add(done as u64).filter(|_| done < length)?;
+        let mapping = map.find(GuestAddress(next))?;
+        let room = usize::try_from(mapping.range.last().0 - next).unwrap_or(usize::MAX);
+        let size = (length - done).min(room.saturating_add(1));
+        let offset = mapping.offset + (next - mapping.range.start().0);
+        done += size;
+        Some((done - size..done, offsets[mapping.object.0] + offset))
+    })
+}
 
+impl Window {
     fn bytes(&self, position: u64, length: usize) -> &[u8] {
         assert!(position + length as u64 <= CAPACITY, "a valid case fits into its memory");
         // SAFETY: in bounds as just asserted; no guest runs while the slice lives, since every
         // engine borrows its memory only between runs.
-        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(position as usize), length) }
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().add(position as usize), length) }
     }
 
     fn bytes_mut(&mut self, position: u64, length: usize) -> &mut [u8] {
         assert!(position + length as u64 <= CAPACITY, "a valid case fits into its memory");
         // SAFETY: as in `bytes`, and `self` is borrowed exclusively.
         unsafe {
-            std::slice::from_raw_parts_mut(self.map.as_mut_ptr().add(position as usize), length)
+            std::slice::from_raw_parts_mut(self.0.as_mut_ptr().add(position as usize), length)
         }
     }
 }

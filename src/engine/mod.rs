@@ -7,10 +7,12 @@
 mod capabilities;
 mod case_memory;
 pub mod isolated;
+pub mod jit;
 pub mod sabotaged;
 pub mod silicon;
 #[cfg(feature = "unicorn")]
 pub mod unicorn;
+mod watchdog;
 
 pub use capabilities::{Capabilities, Visible};
 

@@ -11,7 +11,6 @@ mod control;
 mod events;
 mod family;
 mod form;
-mod host_features;
 mod layout;
 mod operand;
 mod pick;
@@ -34,7 +33,7 @@ use iced_x86::Code;
 pub use choices::choices;
 pub use family::Family;
 pub use form::{Form, FormId, OperandForm, instruction_form};
-pub use host_features::HostFeatures;
+pub use crate::guest::HostFeatures;
 pub use layout::LayoutKind;
 pub use refused::Refusal;
 

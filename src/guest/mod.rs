@@ -3,13 +3,17 @@
 
 mod address;
 mod flags;
+mod host_features;
 mod permissions;
 mod state;
+mod xstate;
 
 pub use address::{GuestAddress, GuestRange, PAGE_SIZE, RangeError};
 pub use flags::{Flag, RFLAGS_ALWAYS_ONE, RFLAGS_DEFAULT, RFLAGS_USER};
+pub use host_features::HostFeatures;
 pub use permissions::Permissions;
 pub use state::{
     F80, GPR_NAMES, MXCSR_DEFAULT, OPMASK_COUNT, PKRU_DEFAULT, SELECTOR_NAMES, Selectors, State,
     VECTOR_COUNT, Vector, X87, X87_CONTROL_DEFAULT,
 };
+pub(crate) use xstate::Xstate;

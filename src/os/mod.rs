@@ -3,10 +3,14 @@
 mod affinity;
 mod memfd;
 mod nursery;
+mod punch;
+mod thread_clock;
 mod wait_word;
 
 pub(crate) use affinity::pin_like_caller;
 pub use affinity::pin_to_nth_cpu;
 pub(crate) use memfd::memfd;
 pub(crate) use nursery::spawn;
+pub(crate) use punch::punch_hole;
+pub(crate) use thread_clock::ThreadClock;
 pub(crate) use wait_word::WaitWord;

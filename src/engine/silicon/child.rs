@@ -117,6 +117,11 @@ impl Child {
         self.process.id()
     }
 
+    /// Sets the processor time after which a leg is ended.
+    pub(super) fn set_leg_time(&mut self, leg_time: Duration) {
+        self.leg_time = leg_time;
+    }
+
     /// Hands `commands`, and the state in the request pages if `run`, to the child and waits.
     pub(super) fn request(&mut self, commands: &[SystemCall], run: bool) -> Answer {
         let mut chunks = commands.chunks(request::MAX_COMMANDS).peekable();

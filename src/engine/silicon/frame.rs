@@ -3,23 +3,23 @@
 
 use super::child::Child;
 use super::layout::{SIGNAL_STACK, SIGNAL_STACK_SIZE, control};
-use super::xstate::Xstate;
-use crate::guest::{Selectors, State};
+use crate::case::ExceptionVector;
+use crate::guest::{Selectors, State, Xstate};
 
 /// Offsets in `struct ucontext`: what follows flags, link and stack is `struct sigcontext`.
-mod context {
+pub(super) mod context {
     const MACHINE: usize = 40;
     /// r8–r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, in this order.
-    pub(super) const REGISTERS: usize = MACHINE;
-    pub(super) const RIP: usize = MACHINE + 128;
-    pub(super) const RFLAGS: usize = MACHINE + 136;
+    pub(crate) const REGISTERS: usize = MACHINE;
+    pub(crate) const RIP: usize = MACHINE + 128;
+    pub(crate) const RFLAGS: usize = MACHINE + 136;
     /// cs, gs, fs, ss: 16 bits each.
-    pub(super) const SELECTORS: usize = MACHINE + 144;
-    pub(super) const ERROR: usize = MACHINE + 152;
-    pub(super) const TRAP: usize = MACHINE + 160;
-    pub(super) const CR2: usize = MACHINE + 176;
-    pub(super) const XSAVE: usize = MACHINE + 184;
-    pub(super) const SIZE: usize = MACHINE + 256;
+    pub(crate) const SELECTORS: usize = MACHINE + 144;
+    pub(crate) const ERROR: usize = MACHINE + 152;
+    pub(crate) const TRAP: usize = MACHINE + 160;
+    pub(crate) const CR2: usize = MACHINE + 176;
+    pub(crate) const XSAVE: usize = MACHINE + 184;
+    pub(crate) const SIZE: usize = MACHINE + 256;
 }
 
 /// RF: set in the image of every fault, and not visible to user code.
@@ -41,6 +41,11 @@ pub(super) struct Frame {
 }
 
 impl Frame {
+    /// Whether the leg ended behind an instruction, by the trap flag (or by `int1`).
+    pub(super) fn is_single_step(&self) -> bool {
+        self.signal == libc::SIGTRAP && self.trap == u64::from(ExceptionVector::DB.0)
+    }
+
     /// Reads the frame of the leg that just ended, and the guest's state from it into `state`; nothing
     /// if there is none where it must be.
     pub(super) fn read(child: &Child, xstate: &Xstate, state: &mut State) -> Option<Self> {

@@ -37,8 +37,16 @@ pub(super) mod control {
     pub(crate) const SELECTORS: usize = 0x0a8;
     /// u64 each: FS and GS base at the end of the leg.
     pub(crate) const BASES: usize = 0x0c8;
+    /// u64: traps that the stub may take by itself; zero where the guest runs freely.
+    pub(crate) const STEPS_LEFT: usize = 0x0d8;
+    /// u64: instructions that it has counted.
+    pub(crate) const COUNTED: usize = 0x0e0;
+    /// u64: address of the instruction under way.
+    pub(crate) const AT: usize = 0x0e8;
+    /// u64: 1 if that is a repeated string instruction.
+    pub(crate) const REPEATS: usize = 0x0f0;
     /// Everything up to here is written by the stub; behind it the page stays zero, …
-    pub(crate) const WRITTEN: usize = 0x0d8;
+    pub(crate) const WRITTEN: usize = 0x0f8;
     /// … but for this slot at its end, which is all the stack that the stub has.
     pub(crate) const SCRATCH_TOP: usize = super::PAGE;
     /// Bytes of that slot.
@@ -57,6 +65,10 @@ pub(super) mod request {
     pub(crate) const COMPONENTS: usize = PAGE + 0x10;
     /// u64 each: FS and GS base.
     pub(crate) const BASES: usize = PAGE + 0x18;
+    /// u64: instructions after which the stub ends a leg that it steps.
+    pub(crate) const COUNT: usize = PAGE + 0x28;
+    /// u64: address before which it ends one.
+    pub(crate) const BREAKPOINT: usize = PAGE + 0x30;
     /// u64 × 5: RIP, CS, RFLAGS, RSP, SS as IRETQ pops them.
     pub(crate) const RETURN_FRAME: usize = PAGE + 0x40;
     /// u64 × 16: general-purpose registers in encoding order; RSP's place is not read.

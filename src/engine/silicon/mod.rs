@@ -7,32 +7,37 @@
 //! stopped by its processor time; a child that is lost is replaced before the next case (`child`).
 //!
 //! Legs that need to stop at an instruction count or a breakpoint are single-stepped by the trap
-//! flag, whose traces in the guest's state are wiped off (`step`).
+//! flag, whose traces in the guest's state are wiped off (`step`); where nobody looks on, the stub
+//! steps by itself (`countdown`).
 //!
 //! What a guest could do to see the difference from a bare processor: read or write the stub's span
 //! at [`Silicon::base`] (a write is told as [`Loss::Overwritten`]), and call the three entries of the
 //! kernel's vsyscall page.
 
 mod child;
+mod countdown;
 mod frame;
 mod layout;
+mod rooms;
 mod step;
 mod stub;
-mod xstate;
 
 use std::io;
 use std::time::Duration;
 
-use child::{Answer, Child, SystemCall, USER_END, call};
+use iced_x86::Instruction;
+
+use child::{Answer, Child, USER_END};
+use countdown::Countdown;
 use frame::Frame;
 use layout::{SPAN, request};
+use rooms::{Present, Rooms};
 pub use step::{Step, Trace};
-use xstate::Xstate;
 
 use super::case_memory::CaseMemory;
-use super::{Capabilities, Engine, Unsupported};
-use crate::case::{Action, Case, ExceptionVector, Loss, MapModel, Mapping, Outcome, Stop, Trigger};
-use crate::guest::{GuestAddress, GuestRange, Permissions, State};
+use super::{Capabilities, Engine, Unsupported, Visible};
+use crate::case::{Action, Case, ExceptionVector, Loss, MapModel, Outcome, Stop, Trigger};
+use crate::guest::{GuestAddress, GuestRange, Permissions, State, Xstate};
 
 /// Where the child's span is put: the first place that the case does not use. Nothing is special
 /// about them but that neither programs nor interesting values tend to lie there.
@@ -51,24 +56,17 @@ pub struct Silicon {
     capabilities: Capabilities,
     xstate: Xstate,
     memory: CaseMemory,
-    child: Option<Child>,
-    /// What is mapped in the child: where, and from which position in the memfd.
-    present: Vec<Present>,
+    rooms: Rooms,
     /// Processor time that a leg may take, if it was set; else there are two tries.
     time_limit: Option<Duration>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Present {
-    range: GuestRange,
-    position: u64,
-    permissions: Permissions,
 }
 
 /// A run between two answers of the child.
 struct Run<'a> {
     case: &'a Case,
     map: MapModel,
+    /// The map may not be what is mapped in the child.
+    map_changed: bool,
     state: State,
     events_applied: usize,
     /// Instructions executed, if they are counted.
@@ -106,7 +104,7 @@ impl Silicon {
         }
         let xstate = Xstate::of_this_host();
         let capabilities = Capabilities {
-            visible: xstate.visible(),
+            visible: Visible::of_host(&xstate),
             runs_on_silicon: true,
             counts: true,
             lacks: vec![
@@ -120,25 +118,24 @@ impl Silicon {
             capabilities,
             xstate,
             memory,
-            child: None,
-            present: Vec::new(),
+            rooms: Rooms::default(),
             time_limit: None,
         };
-        silicon.start_child(BASES[0], LEG_TIME)?;
+        silicon.start_child(BASES[0])?;
         Ok(silicon)
     }
 
     /// Where the stub of the present child lies: the one span that no guest can have.
     #[must_use]
     pub fn base(&self) -> Option<GuestRange> {
-        let base = self.child.as_ref()?.base();
+        let base = self.rooms.current()?.child.base();
         GuestRange::new(GuestAddress(base), SPAN as u64).ok()
     }
 
     /// Process number of the present child.
     #[must_use]
     pub fn child_id(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
+        self.rooms.current().map(|room| room.child.id())
     }
 
     /// All that is to be seen of a run that ended with `stop`.
@@ -155,32 +152,27 @@ impl Silicon {
         self.time_limit.unwrap_or(LEG_TIME)
     }
 
-    fn start_child(&mut self, base: u64, leg_time: Duration) -> io::Result<()> {
-        self.child = None;
-        self.present.clear();
+    fn start_child(&mut self, base: u64) -> io::Result<()> {
         tracing::debug!("starting a silicon child at {base:#x}");
-        self.child = Some(Child::start(base, self.memory.file(), leg_time)?);
+        self.rooms.add(Child::start(base, self.memory.file(), LEG_TIME)?);
         Ok(())
     }
 
-    /// Makes sure that there is a child and that it does not lie where the case wants pages.
-    fn prepare_child(&mut self, case: &Case, leg_time: Duration) -> Result<(), Unsupported> {
-        let used = ranges(case);
-        for range in &used {
-            if range.last().0 >= USER_END {
-                return Err(Unsupported::new("pages above the user half of the address space"));
-            }
+    /// Takes a child that does not lie where the case wants pages, best one that has its mappings.
+    fn prepare_child(&mut self, case: &Case, map: &MapModel) -> Result<(), Unsupported> {
+        if ranges(case).any(|range| range.last().0 >= USER_END) {
+            return Err(Unsupported::new("pages above the user half of the address space"));
         }
-        let free = |base: u64| {
+        let is_free = |base: u64| {
             GuestRange::new(GuestAddress(base), SPAN as u64)
-                .is_ok_and(|span| !used.iter().any(|range| range.overlaps(span)))
+                .is_ok_and(|span| !ranges(case).any(|range| range.overlaps(span)))
         };
-        if self.child.as_ref().is_some_and(|child| free(child.base())) {
+        if self.rooms.take(&Present::all(map, &self.memory), is_free) {
             return Ok(());
         }
-        let base = BASES.into_iter().find(|&base| free(base));
+        let base = BASES.into_iter().find(|&base| is_free(base));
         let base = base.ok_or_else(|| Unsupported::new("no room for the stub beside the pages"))?;
-        self.start_child(base, leg_time)
+        self.start_child(base)
             .map_err(|error| Unsupported::new(format!("the child cannot be started: {error}")))
     }
 
@@ -191,11 +183,16 @@ impl Silicon {
         leg_time: Duration,
         mut observer: Option<&mut Observer<'_>>,
     ) -> Result<(Run<'a>, Stop), Unsupported> {
-        self.prepare_child(case, leg_time)?;
         self.memory.load(case);
+        let map = MapModel::initial(case);
+        self.prepare_child(case, &map)?;
+        if let Some(room) = self.rooms.current_mut() {
+            room.child.set_leg_time(leg_time);
+        }
         let mut run = Run {
             case,
-            map: MapModel::initial(case),
+            map,
+            map_changed: true,
             state: case.state.clone(),
             events_applied: 0,
             executed: 0,
@@ -206,7 +203,7 @@ impl Silicon {
                 Ok(LegEnd::Trigger) => self.apply_event(&mut run),
                 Ok(LegEnd::Stop(stop)) => return Ok((run, stop)),
                 Err(Broken::Stop(stop)) => {
-                    self.child = None;
+                    self.rooms.drop_current();
                     return Ok((run, stop));
                 }
                 Err(Broken::Unsupported(unsupported)) => return Err(unsupported),
@@ -216,6 +213,7 @@ impl Silicon {
 
     fn apply_event(&mut self, run: &mut Run<'_>) {
         self.memory.apply(&mut run.map, &run.case.events[run.events_applied]);
+        run.map_changed = true;
         run.events_applied += 1;
     }
 
@@ -229,7 +227,7 @@ impl Silicon {
         if counted || run.case.limit.is_some() || observer.is_some() {
             return self.stepped_leg(run, trigger, observer);
         }
-        let frame = self.enter(run)?;
+        let frame = self.enter(run, Countdown::default(), None)?;
         let end = self.interpret(run, &frame);
         Ok(match (end, trigger) {
             (Stop::Halt, Some(Trigger::Halt)) => LegEnd::Trigger,
@@ -237,18 +235,28 @@ impl Silicon {
         })
     }
 
-    /// Runs the guest from `run.state` until a signal ends it, and takes its state over.
-    fn enter(&mut self, run: &mut Run<'_>) -> Result<Frame, Broken> {
-        let commands = self.remap(&run.map);
-        let xstate = self.xstate;
+    /// Runs the guest from `run.state` until a signal ends it, and takes its state over. With a
+    /// `countdown`, `first` is the first instruction.
+    fn enter(
+        &mut self,
+        run: &mut Run<'_>,
+        countdown: Countdown,
+        first: Option<&Instruction>,
+    ) -> Result<Frame, Broken> {
         let lost = || Broken::Stop(Stop::Lost(Loss::Hung));
-        let child = self.child.as_mut().ok_or_else(lost)?;
+        let xstate = self.xstate;
+        let room = self.rooms.current_mut().ok_or_else(lost)?;
+        let commands = match std::mem::take(&mut run.map_changed) {
+            true => room.remap(Present::all(&run.map, &self.memory)),
+            false => Vec::new(),
+        };
+        let child = &mut room.child;
         load_state(child, &xstate, &run.state);
+        countdown.store(child, run.state.rip, first);
         match child.request(&commands, true) {
             Answer::Done => {}
             Answer::Failed(errno) => {
-                self.present.clear();
-                self.child = None;
+                self.rooms.drop_current();
                 let error = io::Error::from_raw_os_error(errno);
                 return Err(Unsupported::new(format!("the host refuses a mapping: {error}")).into());
             }
@@ -258,34 +266,6 @@ impl Silicon {
         let overwritten = || Broken::Stop(Stop::Lost(Loss::Overwritten));
         let frame = Frame::read(child, &xstate, &mut run.state).ok_or_else(overwritten)?;
         if child.is_untouched(frame.start) { Ok(frame) } else { Err(overwritten()) }
-    }
-
-    /// The system calls that turn what is mapped into what `map` wants.
-    fn remap(&mut self, map: &MapModel) -> Vec<SystemCall> {
-        let accessible = |mapping: &&Mapping| mapping.permissions != Permissions::None;
-        let wanted: Vec<Present> = map
-            .mappings()
-            .iter()
-            .filter(accessible)
-            .map(|mapping| Present {
-                range: mapping.range,
-                position: self.memory.position(mapping.object, mapping.offset),
-                permissions: mapping.permissions,
-            })
-            .collect();
-        if wanted == self.present {
-            return Vec::new();
-        }
-        // What comes in the very place of something that goes replaces it, which saves a system call.
-        let replaced = |old: &&Present| wanted.iter().any(|new| new.range == old.range);
-        let gone = self.present.iter().filter(|old| !wanted.contains(old));
-        let new = wanted.iter().filter(|new| !self.present.contains(new));
-        let unmap =
-            |old: &Present| call(libc::SYS_munmap, &[old.range.start().0, old.range.size()]);
-        let commands =
-            gone.filter(|old| !replaced(old)).map(unmap).chain(new.map(Present::map)).collect();
-        self.present = wanted;
-        commands
     }
 
     /// Says what stopped the guest.
@@ -328,53 +308,30 @@ impl Engine for Silicon {
 
     fn set_time_limit(&mut self, limit: Duration) {
         self.time_limit = Some(limit);
-        // The next case gets a child with this limit.
-        self.child = None;
     }
 
     fn run(&mut self, case: &Case) -> Result<Outcome, Unsupported> {
         let (mut run, mut stop) = self.run_observed(case, self.first_limit(), None)?;
         if stop == Stop::TimeLimit && self.time_limit.is_none() {
             (run, stop) = self.run_observed(case, SECOND_LEG_TIME, None)?;
-            // The next case gets a child with the short limit.
-            self.child = None;
         }
         Ok(self.outcome(run, stop))
     }
 }
 
-impl Present {
-    fn map(&self) -> SystemCall {
-        let protection = match self.permissions {
-            Permissions::None => libc::PROT_NONE,
-            Permissions::Read => libc::PROT_READ,
-            Permissions::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
-            Permissions::ReadExecute => libc::PROT_READ | libc::PROT_EXEC,
-            Permissions::ReadWriteExecute => libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
-        } as u64;
-        let flags = (libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE) as u64;
-        let (start, size) = (self.range.start().0, self.range.size());
-        let memory = libc::STDOUT_FILENO as u64;
-        call(libc::SYS_mmap, &[start, size, protection, flags, memory, self.position])
-    }
-}
-
 /// Every range that the case maps at any time.
-fn ranges(case: &Case) -> Vec<GuestRange> {
-    let mut ranges: Vec<GuestRange> = case.mappings.iter().map(|mapping| mapping.range).collect();
-    for action in case.events.iter().flat_map(|event| &event.actions) {
-        match action {
-            Action::Map(mapping) => ranges.push(mapping.range),
-            Action::Alias { source, destination } | Action::Remap { source, destination } => {
-                ranges.extend(GuestRange::new(*destination, source.size()));
-            }
-            Action::Write { .. }
-            | Action::Unmap(_)
-            | Action::Protect { .. }
-            | Action::ExitRequest => {}
+fn ranges(case: &Case) -> impl Iterator<Item = GuestRange> + '_ {
+    let actions = case.events.iter().flat_map(|event| &event.actions);
+    let mapped = actions.filter_map(|action| match action {
+        Action::Map(mapping) => Some(mapping.range),
+        Action::Alias { source, destination } | Action::Remap { source, destination } => {
+            GuestRange::new(*destination, source.size()).ok()
         }
-    }
-    ranges
+        Action::Write { .. } | Action::Unmap(_) | Action::Protect { .. } | Action::ExitRequest => {
+            None
+        }
+    });
+    case.mappings.iter().map(|mapping| mapping.range).chain(mapped)
 }
 
 /// Puts `state` where the stub loads it from.

@@ -6,14 +6,18 @@
 
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic};
 
+use super::countdown::{Countdown, Counted, is_repeated, needs_engine};
 use super::{Broken, LegEnd, Observer, Run, Silicon};
-use crate::case::{Case, ExceptionVector, Outcome, PageChange, Stop, Trigger};
+use crate::case::{Case, Loss, Outcome, PageChange, Stop, Trigger};
 use crate::engine::Unsupported;
 use crate::guest::{Flag, GuestAddress, State};
 
 /// Steps after which a leg that is stepped is a run-away, unless a time limit was set; then one for
 /// each microsecond of it.
 const MAX_STEPS: u64 = 200_000;
+/// Steps that the stub takes by itself at most: few enough that its processor time is not a
+/// run-away's.
+const STEPS_AT_ONCE: u64 = 2000;
 
 /// The state before one instruction of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,63 +96,97 @@ impl Silicon {
     ) -> Result<LegEnd, Broken> {
         run.executed_in_leg = 0;
         let mut fresh = true;
-        let limit = self.time_limit.map_or(MAX_STEPS, |limit| limit.as_micros() as u64);
-        for _ in 0..limit {
-            if fresh {
-                if run.case.limit == Some(run.executed) {
-                    return Ok(LegEnd::Stop(Stop::Limit));
-                }
-                if let Some(observe) = &mut observer {
-                    observe(self, run);
-                }
+        let mut steps = self.time_limit.map_or(MAX_STEPS, |limit| limit.as_micros() as u64);
+        while steps > 0 {
+            if fresh && run.case.limit == Some(run.executed) {
+                return Ok(LegEnd::Stop(Stop::Limit));
             }
-            let end = self.step(run)?;
+            if fresh && let Some(observe) = &mut observer {
+                observe(self, run);
+            }
+            let instruction = self.next_instruction(run);
+            let alone = observer.is_none() && !needs_engine(&instruction) && !has_trap_flag(run);
+            let (end, taken) = match alone {
+                true => self.steps(run, &instruction, trigger, steps)?,
+                false => (self.step(run, &instruction)?, 1),
+            };
+            steps = steps.saturating_sub(taken);
+            fresh = !matches!(end, StepEnd::Iteration);
             match end {
-                StepEnd::Iteration => {
-                    fresh = false;
-                    continue;
-                }
+                StepEnd::Iteration => {}
                 StepEnd::Stop(Stop::Halt) if trigger == Some(Trigger::Halt) => {
                     run.executed += 1;
                     return Ok(LegEnd::Trigger);
                 }
                 StepEnd::Stop(stop) => return Ok(LegEnd::Stop(stop)),
+                StepEnd::Done if is_met(trigger, run) => return Ok(LegEnd::Trigger),
                 StepEnd::Done => {}
-            }
-            fresh = true;
-            run.executed_in_leg += 1;
-            run.executed += 1;
-            let met = match trigger {
-                Some(Trigger::Count(count)) => run.executed_in_leg == count,
-                Some(Trigger::Breakpoint(address)) => run.state.rip == address.0,
-                Some(Trigger::Halt) | None => false,
-            };
-            if met {
-                return Ok(LegEnd::Trigger);
             }
         }
         Err(Broken::Stop(Stop::TimeLimit))
     }
 
-    fn step(&mut self, run: &mut Run<'_>) -> Result<StepEnd, Broken> {
-        let before = run.state.rip;
-        let code = self.memory.read(&run.map, GuestAddress(before), 15);
-        let instruction = Decoder::with_ip(64, &code, before, DecoderOptions::NONE).decode();
-        let own_trap = run.state.rflags & Flag::TF.mask() != 0;
+    fn next_instruction(&self, run: &Run<'_>) -> Instruction {
+        let rip = run.state.rip;
+        let code = self.memory.read(&run.map, GuestAddress(rip), 15);
+        Decoder::with_ip(64, &code, rip, DecoderOptions::NONE).decode()
+    }
+
+    /// Lets the stub step by itself, at most `most` times, until something is to be looked at; says
+    /// also how often it has.
+    fn steps(
+        &mut self,
+        run: &mut Run<'_>,
+        first: &Instruction,
+        trigger: Option<Trigger>,
+        most: u64,
+    ) -> Result<(StepEnd, u64), Broken> {
+        let left = |end: Option<u64>, now: u64| end.map_or(u64::MAX, |end| end - now);
+        let (count, breakpoint) = match trigger {
+            Some(Trigger::Count(count)) => (Some(count), None),
+            Some(Trigger::Breakpoint(address)) => (None, Some(address.0)),
+            Some(Trigger::Halt) | None => (None, None),
+        };
+        let count = left(count, run.executed_in_leg).min(left(run.case.limit, run.executed));
+        let countdown = Countdown { steps: most.min(STEPS_AT_ONCE), count, breakpoint };
         run.state.rflags |= Flag::TF.mask();
-        let frame = self.enter(run)?;
-        let single_step = frame.signal == libc::SIGTRAP
-            && frame.trap == u64::from(ExceptionVector::DB.0)
-            && instruction.mnemonic() != Mnemonic::Int1;
+        let frame = self.enter(run, countdown, Some(first))?;
+        run.state.rflags &= !Flag::TF.mask();
+        let counted = self.counted(run.state.rip)?;
+        run.executed_in_leg += counted.instructions;
+        run.executed += counted.instructions;
+        let taken = countdown.steps - counted.steps_left;
+        Ok(match frame.is_single_step() {
+            false => (StepEnd::Stop(self.interpret(run, &frame)), taken),
+            true if counted.iterating => (StepEnd::Iteration, taken),
+            true => (StepEnd::Done, taken.max(1)),
+        })
+    }
+
+    fn counted(&self, rip: u64) -> Result<Counted, Broken> {
+        let room = self.rooms.current().ok_or(Broken::Stop(Stop::Lost(Loss::Hung)))?;
+        Ok(Counted::load(&room.child, rip))
+    }
+
+    fn step(&mut self, run: &mut Run<'_>, instruction: &Instruction) -> Result<StepEnd, Broken> {
+        let before = run.state.rip;
+        let own_trap = has_trap_flag(run);
+        run.state.rflags |= Flag::TF.mask();
+        let frame = self.enter(run, Countdown::default(), None)?;
+        let single_step = frame.is_single_step() && instruction.mnemonic() != Mnemonic::Int1;
         if own_trap {
             return Ok(StepEnd::Stop(self.interpret(run, &frame)));
         }
         let stop = self.interpret(run, &frame);
-        self.wipe_trap_flag(run, &instruction, single_step);
+        self.wipe_trap_flag(run, instruction, single_step);
         Ok(match (single_step, stop) {
             (false, stop) => StepEnd::Stop(stop),
-            (true, _) if run.state.rip == before && is_repeated(&instruction) => StepEnd::Iteration,
-            (true, _) => StepEnd::Done,
+            (true, _) if run.state.rip == before && is_repeated(instruction) => StepEnd::Iteration,
+            (true, _) => {
+                run.executed_in_leg += 1;
+                run.executed += 1;
+                StepEnd::Done
+            }
         })
     }
 
@@ -180,7 +218,95 @@ fn loads_flags(instruction: &Instruction) -> bool {
     )
 }
 
-fn is_repeated(instruction: &Instruction) -> bool {
-    instruction.is_string_instruction()
-        && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
+fn has_trap_flag(run: &Run<'_>) -> bool {
+    run.state.rflags & Flag::TF.mask() != 0
+}
+
+/// Whether `trigger` is met behind an instruction that is done.
+fn is_met(trigger: Option<Trigger>, run: &Run<'_>) -> bool {
+    match trigger {
+        Some(Trigger::Count(count)) => run.executed_in_leg == count,
+        Some(Trigger::Breakpoint(address)) => run.state.rip == address.0,
+        Some(Trigger::Halt) | None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::{Event, Mapping, Object, ObjectId};
+    use crate::engine::Engine;
+    use crate::guest::{GuestRange, Permissions};
+
+    const CODE: u64 = 0x40_0000;
+
+    /// One page of code, which is also where the stack and the strings are.
+    fn case(code: &[u8]) -> Case {
+        let mut object = Object::zeroed("all", 1);
+        object.contents[..code.len()].copy_from_slice(code);
+        let mapping = Mapping {
+            range: GuestRange::new(GuestAddress(CODE), 0x1000).unwrap(),
+            object: ObjectId(0),
+            offset: 0,
+            permissions: Permissions::ReadWriteExecute,
+        };
+        let mut case = Case { objects: vec![object], mappings: vec![mapping], ..Case::default() };
+        case.state.rip = CODE;
+        case.state.gpr[4] = CODE + 0x800;
+        case.state.gpr[7] = CODE + 0xc00;
+        case
+    }
+
+    /// Flags pushed and popped, a repeated string of five iterations, one of none, a loop to itself,
+    /// a jump far into the page, SSE, `hlt`.
+    const PROGRAM: [u8; 46] = [
+        0x9c, 0xb9, 5, 0, 0, 0, 0xf3, 0xaa, 0x66, 0xf2, 0xaf, 0x66, 0x9c, 0x66, 0x9d, 0xb9, 3, 0,
+        0, 0, 0xe2, 0xfe, 0x0f, 0x57, 0xc0, 0xf3, 0x0f, 0x2a, 0xc4, 0xe9, 0xc3, 0x0e, 0, 0, 0xcc,
+        0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc,
+    ];
+
+    fn program() -> Case {
+        let mut case = case(&PROGRAM);
+        // nop × 15 to the end of the page but for `hlt`.
+        let target = 0x22 + 0xec3;
+        case.objects[0].contents[target..].fill(0x90);
+        *case.objects[0].contents.last_mut().unwrap() = 0xf4;
+        case
+    }
+
+    #[test]
+    fn the_stub_counts_as_the_engine_does() {
+        let mut engine = Silicon::new().unwrap();
+        let case = program();
+        let whole = engine.run(&case).unwrap();
+        assert_eq!(whole.stop, Stop::Halt);
+        let trace = engine.trace(&case, 4000).unwrap();
+        assert_eq!((trace.outcome, trace.steps.len() > 290), (whole.clone(), true));
+        for (index, step) in trace.steps.iter().enumerate().skip(1).take(40) {
+            let limited = Case { limit: Some(index as u64), ..case.clone() };
+            let outcome = engine.run(&limited).unwrap();
+            assert_eq!((outcome.stop, &outcome.state), (Stop::Limit, &step.state), "{index}");
+            assert_eq!(outcome.memory, step.memory, "{index}");
+        }
+        let all = Case { limit: Some(trace.steps.len() as u64), ..case.clone() };
+        assert_eq!(engine.run(&all).unwrap(), whole);
+    }
+
+    #[test]
+    fn a_breakpoint_is_met_where_the_trace_says() {
+        let mut engine = Silicon::new().unwrap();
+        let plain = program();
+        let trace = engine.trace(&plain, 40).unwrap();
+        for step in &trace.steps[1..] {
+            let trigger = Trigger::Breakpoint(GuestAddress(step.state.rip));
+            let event = Event { trigger, actions: Vec::new() };
+            // Once met, there is no instruction left to execute.
+            let met = trace.steps[1..].iter().position(|one| one.state.rip == step.state.rip);
+            let limit = Some(met.unwrap() as u64 + 1);
+            let case = Case { events: vec![event], limit, ..plain.clone() };
+            let outcome = engine.run(&case).unwrap();
+            assert_eq!((outcome.stop, outcome.events_applied), (Stop::Limit, 1));
+            assert_eq!(outcome.state.rip, step.state.rip);
+        }
+    }
 }

@@ -8,7 +8,8 @@
 //! 2. for each command: make the system call; at the first that fails note it, go to 5;
 //! 3. without RUN go to 5; else load selectors, bases, vector and x87 state, general registers, and
 //!    `iretq` to the guest. `iretq` serialises: code bytes written by the engine are seen;
-//! 4. (the guest runs; any signal enters `handler`) note signal, frame, selectors, bases;
+//! 4. (the guest runs; any signal enters `handler`) if the guest is stepped, go on in [`countdown`];
+//!    note signal, frame, selectors, bases;
 //! 5. store the request's number in DONE, wake the engine, go to 1.
 //!
 //! There is exactly one `syscall` instruction once the child is set up, and the seccomp filter lets
@@ -18,6 +19,7 @@ use std::io;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
 
+use super::countdown;
 use super::layout::{PAGE, SHARED, SHARED_SIZE, control, request};
 
 /// The assembled stub for one base address.
@@ -32,7 +34,7 @@ pub(super) struct Stub {
 }
 
 /// Offset of a shared field from the child's base, as the displacement of a memory operand.
-const fn at(offset: usize) -> i32 {
+pub(super) const fn at(offset: usize) -> i32 {
     (SHARED + offset) as i32
 }
 
@@ -48,6 +50,8 @@ impl Stub {
         emit_enter(&mut code);
         let handler = code_start + code.offset().0 as u64;
         emit_handler(&mut code, base);
+        countdown::emit_trap(&mut code);
+        countdown::emit_resume(&mut code);
         let code = code.finalize().map_err(io::Error::other)?;
         Ok(Self { program: program_file(base, &code), gate, handler })
     }
@@ -189,6 +193,9 @@ fn emit_handler(code: &mut VecAssembler<X64Relocation>, base: u64) {
         ; lea rsp, [rbx + at(control::SCRATCH_TOP)]
         ; push 2
         ; popfq
+        ; cmp QWORD [rbx + at(control::STEPS_LEFT)], 0
+        ; jne ->stepping
+        ; ->note:
         ; mov [rbx + at(control::SIGNAL)], rdi
         ; mov [rbx + at(control::CONTEXT)], rdx
         ; xor eax, eax

@@ -19,7 +19,6 @@ use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use memmap2::{MmapOptions, MmapRaw};
 use unicorn_engine::{
@@ -33,6 +32,7 @@ use unicorn_engine::{
 use super::observer::{Access, Observer};
 use super::page_table::PageTable;
 use super::registers::{REGISTER_COUNT, REGISTER_NUMBERS, RegisterFile};
+use crate::engine::watchdog::Stop;
 use crate::guest::{GuestRange, PAGE_SIZE, Permissions};
 
 /// An error code of the library.
@@ -93,35 +93,14 @@ struct Handle(*mut uc_engine);
 // itself calls from a thread of its own for timeouts.
 unsafe impl Send for Handle {}
 
-impl Stopper {
-    /// Asks the guest to stop soon. A request that comes before the guest runs is lost.
-    pub(super) fn stop(&self) {
+impl Stop for Stopper {
+    /// A request that comes before the guest runs is lost.
+    fn stop(&self) {
         let handle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !handle.0.is_null() {
             // SAFETY: the handle is taken away under the same lock before it is closed.
             unsafe { uc_emu_stop(handle.0) };
         }
-    }
-}
-
-/// The processor time of the thread that made this.
-#[derive(Clone, Copy)]
-pub(super) struct ThreadClock(libc::clockid_t);
-
-impl ThreadClock {
-    pub(super) fn of_this_thread() -> Self {
-        let mut clock = 0;
-        // SAFETY: the calling thread exists and `clock` is where the number may be written.
-        let error = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut clock) };
-        Self(if error == 0 { clock } else { libc::CLOCK_MONOTONIC })
-    }
-
-    /// Processor time so far; zero once the thread is gone.
-    pub(super) fn now(self) -> Duration {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: `time` is where the time may be written.
-        unsafe { libc::clock_gettime(self.0, &raw mut time) };
-        Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
     }
 }
 

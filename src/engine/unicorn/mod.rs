@@ -16,18 +16,17 @@ mod observer;
 mod page_table;
 mod registers;
 mod stretch;
-mod watchdog;
 
 use std::io;
 use std::time::Duration;
 
 pub use self::filter::Filter;
-use self::library::{Error, Instruments, Machine};
+use self::library::{Error, Instruments, Machine, Stopper};
 use self::observer::{Access, Observer, Pause};
 use self::page_table::PageTable;
 use self::registers::RegisterFile;
-use self::watchdog::Watchdog;
 use super::case_memory::CaseMemory;
+use super::watchdog::Watchdog;
 use super::{Capabilities, Engine, Unsupported, Visible};
 use crate::case::{Case, Event, ExceptionVector, MapModel, Outcome, Stop, Trigger};
 use crate::guest::{GuestAddress, Permissions, State};
@@ -38,7 +37,7 @@ const LEG_LIMIT: Duration = Duration::from_millis(200);
 /// See the file's head.
 pub struct Unicorn {
     memory: CaseMemory,
-    watchdog: Watchdog,
+    watchdog: Watchdog<Stopper>,
     capabilities: Capabilities,
     filter: Filter,
     /// By [`Instruments`], made when first needed, given up when the library reports an error.

@@ -10,51 +10,55 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::library::{Stopper, ThreadClock};
+use crate::os::ThreadClock;
 
 /// How often the thread looks. A leg is stopped at most two of these after its limit.
 const TICK: Duration = Duration::from_millis(10);
 
-#[derive(Default)]
-struct Watch {
+/// Stops the guest of one engine.
+pub(super) trait Stop: Clone + Send + 'static {
+    /// Asks the guest to stop soon.
+    fn stop(&self);
+}
+
+struct Watch<S> {
     /// Processor time that a leg may take.
     limit: Duration,
     /// Counts the legs.
     leg: u64,
     /// How to stop the leg that runs now.
-    running: Option<Stopper>,
+    running: Option<S>,
     fired: bool,
     closing: bool,
 }
 
-#[derive(Default)]
-struct Shared {
-    watch: Mutex<Watch>,
+struct Shared<S> {
+    watch: Mutex<Watch<S>>,
     closing: Condvar,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Watch> {
+impl<S> Shared<S> {
+    fn lock(&self) -> MutexGuard<'_, Watch<S>> {
         self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// See the file's head.
-pub(super) struct Watchdog {
-    shared: Arc<Shared>,
+pub(super) struct Watchdog<S> {
+    shared: Arc<Shared<S>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Watchdog {
+impl<S: Stop> Watchdog<S> {
     /// Watches legs that run in the calling thread and may take `limit` each.
     pub(super) fn start(limit: Duration) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
-        shared.lock().limit = limit;
+        let watch = Watch { limit, leg: 0, running: None, fired: false, closing: false };
+        let shared = Arc::new(Shared { watch: Mutex::new(watch), closing: Condvar::new() });
         let clock = ThreadClock::of_this_thread();
         let watched = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
-            .name("unicorn-watchdog".to_owned())
-            .spawn(move || watch(&watched, clock))?;
+            .name("watchdog".to_owned())
+            .spawn(move || self::watch(&watched, clock))?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -64,7 +68,7 @@ impl Watchdog {
     }
 
     /// A leg is about to run.
-    pub(super) fn begin(&self, stopper: &Stopper) {
+    pub(super) fn begin(&self, stopper: &S) {
         let mut watch = self.shared.lock();
         watch.leg += 1;
         watch.fired = false;
@@ -84,7 +88,7 @@ impl Watchdog {
     }
 }
 
-impl Drop for Watchdog {
+impl<S> Drop for Watchdog<S> {
     fn drop(&mut self) {
         self.shared.lock().closing = true;
         self.shared.closing.notify_one();
@@ -95,7 +99,7 @@ impl Drop for Watchdog {
     }
 }
 
-fn watch(shared: &Shared, clock: ThreadClock) {
+fn watch<S: Stop>(shared: &Shared<S>, clock: ThreadClock) {
     // The leg last seen, and the time when it was first seen.
     let mut seen = (0, Duration::ZERO);
     let mut watch = shared.lock();

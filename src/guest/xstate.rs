@@ -6,8 +6,7 @@
 
 use std::arch::x86_64::__cpuid_count;
 
-use crate::engine::Visible;
-use crate::guest::{F80, PKRU_DEFAULT, State, X87};
+use super::{F80, PKRU_DEFAULT, State, X87};
 
 const XSTATE_BV: usize = 512;
 const LEGACY_SIZE: usize = 576;
@@ -22,7 +21,7 @@ const PKRU: u32 = 9;
 
 /// The layout on this host.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Xstate {
+pub(crate) struct Xstate {
     avx: Option<usize>,
     opmask: Option<usize>,
     zmm_high: Option<usize>,
@@ -31,8 +30,11 @@ pub(super) struct Xstate {
 }
 
 impl Xstate {
+    /// The bit of PKRU in masks of components.
+    pub(crate) const PKRU_COMPONENT: u64 = 1 << PKRU;
+
     /// Asks the processor; only what the operating system has enabled in XCR0 counts.
-    pub(super) fn of_this_host() -> Self {
+    pub(crate) fn of_this_host() -> Self {
         let enabled = __cpuid_count(0xd, 0);
         let enabled = u64::from(enabled.edx) << 32 | u64::from(enabled.eax);
         let offset = |component: u32| {
@@ -48,19 +50,28 @@ impl Xstate {
         }
     }
 
-    /// What of a state this host has.
-    pub(super) fn visible(&self) -> Visible {
-        Visible {
-            vector_registers: if self.zmm_16_31.is_some() { 32 } else { 16 },
-            vector_bytes: match (self.zmm_high, self.avx) {
-                (Some(_), _) => 64,
-                (None, Some(_)) => 32,
-                (None, None) => 16,
-            },
-            opmask: self.opmask.is_some(),
-            pkru: self.pkru.is_some(),
-            ..Visible::ALL
+    /// How many vector registers there are.
+    pub(crate) fn vector_registers(&self) -> usize {
+        if self.zmm_16_31.is_some() { 32 } else { 16 }
+    }
+
+    /// Bytes of each.
+    pub(crate) fn vector_bytes(&self) -> usize {
+        match (self.zmm_high, self.avx) {
+            (Some(_), _) => 64,
+            (None, Some(_)) => 32,
+            (None, None) => 16,
         }
+    }
+
+    /// Whether there are opmask registers.
+    pub(crate) fn has_opmask(&self) -> bool {
+        self.opmask.is_some()
+    }
+
+    /// Whether there are protection keys.
+    pub(crate) fn has_pkru(&self) -> bool {
+        self.pkru.is_some()
     }
 
     fn optional(&self) -> [(u32, Option<usize>, usize); 5] {
@@ -74,19 +85,19 @@ impl Xstate {
     }
 
     /// The components that XRSTOR is to load, as its mask.
-    pub(super) fn components(&self) -> u64 {
+    pub(crate) fn components(&self) -> u64 {
         let optional = self.optional().into_iter().filter(|(_, offset, _)| offset.is_some());
         X87_BIT | SSE_BIT | optional.fold(0, |mask, (component, ..)| mask | 1 << component)
     }
 
     /// Bytes of an image with those components.
-    pub(super) fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         let ends = self.optional().into_iter().filter_map(|(_, offset, size)| Some(offset? + size));
         ends.fold(LEGACY_SIZE, usize::max).next_multiple_of(8)
     }
 
     /// Fills `image`, at least [`Self::size`] bytes, with the vector and x87 parts of `state`.
-    pub(super) fn store(&self, state: &State, image: &mut [u8]) {
+    pub(crate) fn store(&self, state: &State, image: &mut [u8]) {
         let mut present = X87_BIT | SSE_BIT;
         store_legacy(state, image);
         let mut note = |component: u32| present |= 1 << component;
@@ -121,7 +132,7 @@ impl Xstate {
     }
 
     /// Reads the vector and x87 parts of `state` out of `image`.
-    pub(super) fn load(&self, image: &[u8], state: &mut State) {
+    pub(crate) fn load(&self, image: &[u8], state: &mut State) {
         let present = word(image, XSTATE_BV);
         let offset_if = |component: u32, offset: Option<usize>| {
             offset.filter(|_| present >> component & 1 == 1)
@@ -216,13 +227,12 @@ mod tests {
     fn image_round_trip() {
         let xstate = Xstate::of_this_host();
         let mut state = State::default();
-        let visible = xstate.visible();
-        for (index, vector) in state.vector[..visible.vector_registers].iter_mut().enumerate() {
-            for (lane, word) in vector[..visible.vector_bytes / 8].iter_mut().enumerate() {
+        for (index, vector) in state.vector[..xstate.vector_registers()].iter_mut().enumerate() {
+            for (lane, word) in vector[..xstate.vector_bytes() / 8].iter_mut().enumerate() {
                 *word = (index * 8 + lane) as u64 * 0x0101_0101_0101_0101;
             }
         }
-        if visible.opmask {
+        if xstate.has_opmask() {
             state.opmask = [1, 2, 3, 4, 5, 6, 7, u64::MAX];
         }
         state.x87 = X87 {

@@ -1,0 +1,117 @@
+//! [`Arena`]: host memory for code. One memfd, mapped twice: writable at one address, executable at
+//! another, never both at one. It is cut into chunks of one size, so that nothing can fragment, and
+//! begins with a prelude of code that every block can reach.
+#![allow(unsafe_code, reason = "maps memory that is executed, and writes to it")]
+
+use std::io;
+
+use memmap2::{MmapOptions, MmapRaw};
+
+use crate::os::memfd;
+
+/// Bytes of a chunk, which is more than any block has.
+pub(crate) const CHUNK_BYTES: usize = 16 << 10;
+
+/// Names a chunk: its index in the arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ChunkId(pub(crate) u32);
+
+impl ChunkId {
+    /// Offset in the arena of its first byte.
+    pub(crate) fn start(self) -> usize {
+        self.0 as usize * CHUNK_BYTES
+    }
+}
+
+/// See the file's head.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    writable: MmapRaw,
+    executable: MmapRaw,
+    chunks: u32,
+    /// Chunks never used begin here; …
+    fresh: u32,
+    /// … those used and given back, the last given first taken, since it is still in the caches.
+    free: Vec<ChunkId>,
+}
+
+// SAFETY: the mappings belong to the arena alone; only `&mut self` writes.
+unsafe impl Send for Arena {}
+
+impl Arena {
+    /// An arena of `bytes` bytes, which begins with `prelude`.
+    pub(crate) fn new(bytes: usize, prelude: &[u8]) -> io::Result<Self> {
+        let chunks = bytes / CHUNK_BYTES;
+        let size = chunks * CHUNK_BYTES;
+        let file = memfd("tregion-code")?;
+        file.set_len(size as u64)?;
+        let writable = MmapOptions::new().len(size).map_raw(&file)?;
+        // SAFETY: the file is ours alone and keeps its size; what is executed in it is what `write`
+        // puts there.
+        let executable = unsafe { MmapOptions::new().len(size).map_exec(&file)? };
+        let executable = MmapRaw::from(executable);
+        let taken = prelude.len().div_ceil(CHUNK_BYTES) as u32;
+        let chunks = chunks as u32;
+        let mut arena = Self { writable, executable, chunks, fresh: taken, free: Vec::new() };
+        arena.write(0, prelude);
+        Ok(arena)
+    }
+
+    /// A chunk that nobody uses, if there is one left.
+    pub(crate) fn take(&mut self) -> Option<ChunkId> {
+        if let Some(chunk) = self.free.pop() {
+            return Some(chunk);
+        }
+        let chunk = (self.fresh < self.chunks).then_some(ChunkId(self.fresh))?;
+        self.fresh += 1;
+        Some(chunk)
+    }
+
+    /// Gives a chunk back that no vCPU can be in.
+    pub(crate) fn give_back(&mut self, chunk: ChunkId) {
+        self.free.push(chunk);
+    }
+
+    /// Chunks in use, the prelude's apart, and chunks that can be taken.
+    pub(crate) fn chunks(&self) -> (usize, usize) {
+        let free = self.free.len() + (self.chunks - self.fresh) as usize;
+        ((self.chunks as usize) - free, free)
+    }
+
+    /// Writes code at `offset`.
+    pub(crate) fn write(&mut self, offset: usize, code: &[u8]) {
+        assert!(offset + code.len() <= self.writable.len(), "code goes into the arena");
+        // SAFETY: in bounds; the mapping is writable and nothing in Rust borrows it.
+        unsafe {
+            let place = self.writable.as_mut_ptr().add(offset);
+            std::ptr::copy_nonoverlapping(code.as_ptr(), place, code.len());
+        }
+    }
+
+    /// Writes four aligned bytes at once: a vCPU that executes them meanwhile sees the old or the
+    /// new ones.
+    pub(crate) fn patch(&mut self, offset: usize, word: u32) {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.writable.len(), "an aligned word");
+        // SAFETY: aligned and in bounds, of a mapping that is only ever accessed through pointers.
+        unsafe {
+            let place = self.writable.as_mut_ptr().add(offset).cast::<u32>();
+            place.write_volatile(word);
+        }
+    }
+
+    /// The host address at which `offset` is executed.
+    pub(crate) fn address(&self, offset: usize) -> u64 {
+        self.executable.as_ptr() as u64 + offset as u64
+    }
+
+    /// The offset that is executed at `address`, if that is in the arena.
+    pub(crate) fn offset(&self, address: u64) -> Option<usize> {
+        let offset = address.wrapping_sub(self.executable.as_ptr() as u64);
+        (offset < self.executable.len() as u64).then_some(offset as usize)
+    }
+
+    /// Host addresses that are executed, first and behind the last.
+    pub(crate) fn executable_range(&self) -> (u64, u64) {
+        (self.address(0), self.address(self.executable.len()))
+    }
+}

@@ -1,0 +1,107 @@
+//! Near transfers of control.
+
+use iced_x86::{Code, ConditionCode, Instruction, Mnemonic};
+
+use crate::exec::core::Core;
+use crate::exec::exit::Exit;
+use crate::exec::step::Undone;
+use crate::exec::vcpu::Vcpu;
+use crate::guest::{Flag, GuestAddress};
+use crate::translate::{Class, class, is_canonical};
+
+impl Vcpu {
+    pub(super) fn control(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
+        let taken = match class(instruction.code()) {
+            Class::Conditional => self.condition(instruction.condition_code()),
+            Class::CountedBranch => self.count_down(instruction)?,
+            _ => true,
+        };
+        if !taken {
+            self.pass(instruction);
+            return Ok(());
+        }
+        match class(instruction.code()) {
+            Class::Call | Class::CallIndirect => {
+                let target = self.target(core, instruction)?;
+                self.push_word(core, instruction.next_ip(), 8)?;
+                self.pc = target;
+            }
+            Class::Return => {
+                let target = self.load_word(core, GuestAddress(self.gpr(4)), 8)?;
+                if !is_canonical(target) {
+                    return Err(Exit::general_protection().into());
+                }
+                let released = match instruction.code() {
+                    Code::Retnq_imm16 => u64::from(instruction.immediate16()),
+                    _ => 0,
+                };
+                self.set_gpr(4, self.gpr(4).wrapping_add(8 + released));
+                self.pc = GuestAddress(target);
+            }
+            _ => self.pc = self.target(core, instruction)?,
+        }
+        Ok(())
+    }
+
+    /// Where a branch goes.
+    fn target(&self, core: &Core, instruction: &Instruction) -> Result<GuestAddress, Exit> {
+        let target = match class(instruction.code()) {
+            Class::JumpIndirect | Class::CallIndirect => self.operand(core, instruction, 0, 8)?,
+            _ => instruction.near_branch_target(),
+        };
+        if is_canonical(target) { Ok(GuestAddress(target)) } else { Err(Exit::general_protection()) }
+    }
+
+    fn condition(&self, condition: ConditionCode) -> bool {
+        use ConditionCode as C;
+        let rflags = self.rflags();
+        let is = |flag: Flag| rflags & flag.mask() != 0;
+        let less = is(Flag::SF) != is(Flag::OF);
+        match condition {
+            C::None => true,
+            C::o => is(Flag::OF),
+            C::no => !is(Flag::OF),
+            C::b => is(Flag::CF),
+            C::ae => !is(Flag::CF),
+            C::e => is(Flag::ZF),
+            C::ne => !is(Flag::ZF),
+            C::be => is(Flag::CF) || is(Flag::ZF),
+            C::a => !is(Flag::CF) && !is(Flag::ZF),
+            C::s => is(Flag::SF),
+            C::ns => !is(Flag::SF),
+            C::p => is(Flag::PF),
+            C::np => !is(Flag::PF),
+            C::l => less,
+            C::ge => !less,
+            C::le => less || is(Flag::ZF),
+            C::g => !less && !is(Flag::ZF),
+        }
+    }
+
+    /// Counts RCX down if the instruction does; whether it branches.
+    fn count_down(&mut self, instruction: &Instruction) -> Result<bool, Exit> {
+        let narrow = instruction.code().op_code().address_size() == 32;
+        let mask = if narrow { 0xffff_ffff } else { u64::MAX };
+        let before = self.gpr(1) & mask;
+        let zero = self.rflags() & Flag::ZF.mask() != 0;
+        let counts = !matches!(instruction.mnemonic(), Mnemonic::Jrcxz | Mnemonic::Jecxz);
+        let now = before.wrapping_sub(u64::from(counts)) & mask;
+        let taken = match instruction.mnemonic() {
+            Mnemonic::Loop => now != 0,
+            Mnemonic::Loope => now != 0 && zero,
+            Mnemonic::Loopne => now != 0 && !zero,
+            _ => now == 0,
+        };
+        if taken && !is_canonical(instruction.near_branch_target()) {
+            return Err(Exit::general_protection());
+        }
+        if counts {
+            self.set_gpr(1, now);
+        }
+        Ok(taken)
+    }
+}

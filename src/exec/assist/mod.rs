@@ -1,0 +1,78 @@
+//! Instructions that the run loop executes itself: all that translated code does not, and what it
+//! does in sequences of its own (stack, strings, control flow) when those cannot be used.
+
+mod control;
+mod operand;
+mod segment;
+mod stack;
+mod string;
+mod system;
+mod vector;
+mod xsave;
+
+use iced_x86::{Instruction, Mnemonic};
+
+use super::core::Core;
+use super::exit::{Exit, vector as exceptions};
+use super::step::Undone;
+use super::vcpu::Vcpu;
+use crate::translate::{Class, class};
+
+impl Vcpu {
+    /// Executes an instruction that is not of class `Plain`.
+    pub(super) fn assist(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
+        match class(instruction.code()) {
+            Class::Undefined => Err(Exit::exception(exceptions::UD).into()),
+            Class::Unsupported => Err(Exit::Unsupported { what: UNKNOWN }.into()),
+            Class::Absolute => self.absolute(core, instruction),
+            Class::BitString => self.bit_string(core, instruction),
+            Class::Table => self.table(core, instruction),
+            Class::MaskMove => self.mask_move(core, instruction),
+            Class::String => self.string(core, instruction),
+            Class::Push | Class::Pop | Class::PushFlags | Class::PopFlags | Class::Leave => {
+                self.stack(core, instruction)
+            }
+            Class::Jump
+            | Class::Conditional
+            | Class::CountedBranch
+            | Class::Call
+            | Class::JumpIndirect
+            | Class::CallIndirect
+            | Class::Return => self.control(core, instruction),
+            Class::ReadBase => {
+                self.read_base(instruction);
+                Ok(())
+            }
+            _ => self.other(core, instruction),
+        }
+    }
+
+    fn other(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+        use Mnemonic as M;
+        match instruction.mnemonic() {
+            M::Jmp | M::Call | M::Retf | M::Iret | M::Iretd | M::Iretq => {
+                self.far(core, instruction)
+            }
+            M::Ret => Err(Exit::Unsupported { what: NARROW }.into()),
+            M::Push | M::Pop | M::Pushf | M::Pushfq | M::Popf | M::Popfq | M::Leave | M::Enter => {
+                self.stack(core, instruction)
+            }
+            M::Mov | M::Lss | M::Lfs | M::Lgs => self.segment(core, instruction),
+            M::Wrfsbase | M::Wrgsbase => self.write_base(instruction),
+            M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsavec | M::Xsavec64 => {
+                self.xsave(core, instruction)
+            }
+            M::Xrstor | M::Xrstor64 => self.xrstor(core, instruction),
+            M::Movdir64b => self.direct_store(core, instruction),
+            _ if instruction.is_vsib() => self.gather_or_scatter(core, instruction),
+            _ => self.system(core, instruction),
+        }
+    }
+}
+
+const UNKNOWN: &str = "an instruction outside the whitelist";
+const NARROW: &str = "a near return with a 16-bit operand";

@@ -1,0 +1,281 @@
+//! String instructions, XLAT, MASKMOV, bit tests, MOV with an absolute address.
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use crate::exec::access::Access;
+use crate::exec::core::Core;
+use crate::exec::exit::Exit;
+use crate::exec::step::{Undone, not_canonical};
+use crate::exec::vcpu::Vcpu;
+use crate::guest::{Flag, GuestAddress};
+use crate::translate::is_canonical;
+
+const RCX: usize = 1;
+const RSI: usize = 6;
+const RDI: usize = 7;
+/// Iterations of a repeated instruction between two looks at requests to leave.
+const MOST_ITERATIONS: u32 = 4096;
+
+impl Vcpu {
+    /// Executes a string instruction; one iteration if TF is set.
+    pub(super) fn string(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+        let narrow = instruction
+            .op_kinds()
+            .any(|kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI));
+        let mask = if narrow { 0xffff_ffff } else { u64::MAX };
+        let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+        if !repeated {
+            self.iteration(core, instruction, mask)?;
+            self.pass(instruction);
+            return Ok(());
+        }
+        for _ in 0..MOST_ITERATIONS {
+            let left = self.gpr(RCX) & mask;
+            if left == 0 {
+                self.pass(instruction);
+                return Ok(());
+            }
+            let compared = self.iteration(core, instruction, mask)?;
+            self.set_gpr(RCX, (left - 1) & mask);
+            let zero = self.rflags() & Flag::ZF.mask() != 0;
+            let ended = compared && zero == instruction.has_repne_prefix();
+            if left == 1 || ended {
+                self.pass(instruction);
+                return Ok(());
+            }
+            if self.trap {
+                return Err(Undone::Again);
+            }
+        }
+        Err(Undone::Again)
+    }
+
+    /// One iteration; whether it compared.
+    fn iteration(&mut self, core: &mut Core, instruction: &Instruction, mask: u64) -> Result<bool, Undone> {
+        use Mnemonic as M;
+        let (size, kind) = match instruction.mnemonic() {
+            M::Movsb => (1, Kind::Move),
+            M::Movsw => (2, Kind::Move),
+            M::Movsd => (4, Kind::Move),
+            M::Movsq => (8, Kind::Move),
+            M::Stosb => (1, Kind::Store),
+            M::Stosw => (2, Kind::Store),
+            M::Stosd => (4, Kind::Store),
+            M::Stosq => (8, Kind::Store),
+            M::Lodsb => (1, Kind::Load),
+            M::Lodsw => (2, Kind::Load),
+            M::Lodsd => (4, Kind::Load),
+            M::Lodsq => (8, Kind::Load),
+            M::Scasb => (1, Kind::Scan),
+            M::Scasw => (2, Kind::Scan),
+            M::Scasd => (4, Kind::Scan),
+            M::Scasq => (8, Kind::Scan),
+            M::Cmpsb => (1, Kind::Compare),
+            M::Cmpsw => (2, Kind::Compare),
+            M::Cmpsd => (4, Kind::Compare),
+            _ => (8, Kind::Compare),
+        };
+        let source = GuestAddress(self.segment_base(instruction).wrapping_add(self.gpr(RSI) & mask));
+        let destination = GuestAddress(self.gpr(RDI) & mask);
+        let accumulator = accumulator(size);
+        let reads = matches!(kind, Kind::Move | Kind::Load | Kind::Compare);
+        for (address, used) in [(source, reads), (destination, kind != Kind::Load)] {
+            if used && !is_canonical(address.0) {
+                return Err(not_canonical_string(instruction, address == source).into());
+            }
+        }
+        match kind {
+            Kind::Move => {
+                let value = self.load_word(core, source, size)?;
+                self.store_word(core, destination, value, size)?;
+            }
+            Kind::Store => {
+                self.store_word(core, destination, self.gpr(0), size)?;
+            }
+            Kind::Load => {
+                let value = self.load_word(core, source, size)?;
+                self.set_register(accumulator, value);
+            }
+            Kind::Scan => {
+                let value = self.load_word(core, destination, size)?;
+                self.compare_words(self.gpr(0), value, size);
+            }
+            Kind::Compare => {
+                let left = self.load_word(core, source, size)?;
+                let right = self.load_word(core, destination, size)?;
+                self.compare_words(left, right, size);
+            }
+        }
+        let back = self.rflags() & Flag::DF.mask() != 0;
+        let step = if back { (size as u64).wrapping_neg() } else { size as u64 };
+        for (register, used) in [(RSI, reads), (RDI, kind != Kind::Load)] {
+            if used {
+                let moved = (self.gpr(register) & mask).wrapping_add(step) & mask;
+                self.set_gpr(register, moved);
+            }
+        }
+        Ok(matches!(kind, Kind::Scan | Kind::Compare))
+    }
+
+    /// Sets the flags of `left - right`.
+    fn compare_words(&mut self, left: u64, right: u64, size: usize) {
+        let bits = size * 8;
+        let mask = u64::MAX >> (64 - bits);
+        let (left, right) = (left & mask, right & mask);
+        let result = left.wrapping_sub(right) & mask;
+        let top = |value: u64| value >> (bits - 1) & 1 != 0;
+        let flags = [
+            (Flag::CF, left < right),
+            (Flag::PF, (result as u8).count_ones() % 2 == 0),
+            (Flag::AF, (left ^ right ^ result) & 0x10 != 0),
+            (Flag::ZF, result == 0),
+            (Flag::SF, top(result)),
+            (Flag::OF, top((left ^ right) & (left ^ result))),
+        ];
+        let rflags = flags.into_iter().fold(self.rflags(), |rflags, (flag, set)| {
+            if set { rflags | flag.mask() } else { rflags & !flag.mask() }
+        });
+        self.set_rflags(rflags);
+    }
+
+    /// Base of the segment that an overridable operand is in.
+    fn segment_base(&self, instruction: &Instruction) -> u64 {
+        self.register_value(instruction.segment_prefix()).unwrap_or(0)
+    }
+
+    pub(super) fn table(&mut self, core: &Core, instruction: &Instruction) -> Result<(), Undone> {
+        let mask = if instruction.memory_base() == Register::EBX { 0xffff_ffff } else { u64::MAX };
+        let offset = self.gpr(3).wrapping_add(self.gpr(0) & 0xff) & mask;
+        let address = self.segment_base(instruction).wrapping_add(offset);
+        if !is_canonical(address) {
+            return Err(Exit::general_protection().into());
+        }
+        let value = self.load_word(core, GuestAddress(address), 1)?;
+        self.set_register(Register::AL, value);
+        self.pass(instruction);
+        Ok(())
+    }
+
+    /// Writes the bytes whose mask byte has its sign bit.
+    pub(super) fn mask_move(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+        let narrow = instruction.op_kinds().any(|kind| kind == OpKind::MemorySegEDI);
+        let mask = if narrow { 0xffff_ffff } else { u64::MAX };
+        let start = self.segment_base(instruction).wrapping_add(self.gpr(RDI) & mask);
+        let bytes = |register: Register| -> Vec<u8> {
+            if register.is_mm() {
+                let state = self.state();
+                // MM registers are physical, ST registers relative to the top.
+                let top = state.x87.top();
+                let st = (register.number() + 8 - top) % 8;
+                state.x87.st[st].significand.to_le_bytes().to_vec()
+            } else {
+                let words = self.vector(register.number());
+                words[..2].iter().flat_map(|word| word.to_le_bytes()).collect()
+            }
+        };
+        let (data, control) = (bytes(instruction.op1_register()), bytes(instruction.op2_register()));
+        let wanted: Vec<usize> = (0..data.len()).filter(|&index| control[index] & 0x80 != 0).collect();
+        if !is_canonical(start) {
+            return Err(Exit::general_protection().into());
+        }
+        for &index in &wanted {
+            self.check(core, GuestAddress(start.wrapping_add(index as u64)), 1, Access::Write)?;
+        }
+        for index in wanted {
+            self.store(core, GuestAddress(start.wrapping_add(index as u64)), &data[index..=index])?;
+        }
+        self.pass(instruction);
+        Ok(())
+    }
+
+    /// BT, BTS, BTR, BTC with the number of the bit in a register.
+    pub(super) fn bit_string(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+        let register = instruction.op1_register();
+        let size = register.size();
+        let bits = size as u32 * 8;
+        let number = self.register_value(register).unwrap_or_default();
+        let signed = (number << (64 - bits)) as i64 >> (64 - bits);
+        let mut place = None;
+        let word = if instruction.op0_kind() == OpKind::Register {
+            self.register_value(instruction.op0_register()).unwrap_or_default()
+        } else {
+            let operand = self.operand_address(instruction).unwrap_or_default();
+            let distance = (signed >> bits.trailing_zeros()).wrapping_mul(size as i64);
+            let base = self.segment_base_of_operand(instruction);
+            let offset = operand.wrapping_sub(base).wrapping_add(distance as u64);
+            let narrow = instruction.memory_base().is_gpr32() || instruction.memory_index().is_gpr32();
+            let offset = if narrow { offset & 0xffff_ffff } else { offset };
+            let address = GuestAddress(base.wrapping_add(offset));
+            if !is_canonical(address.0) {
+                return Err(not_canonical(instruction).into());
+            }
+            place = Some(address);
+            if instruction.mnemonic() != Mnemonic::Bt {
+                self.check(core, address, size, Access::Write)?;
+            }
+            self.load_word(core, address, size)?
+        };
+        let bit = 1 << (number & u64::from(bits - 1));
+        let new = match instruction.mnemonic() {
+            Mnemonic::Bts => word | bit,
+            Mnemonic::Btr => word & !bit,
+            Mnemonic::Btc => word ^ bit,
+            _ => word,
+        };
+        if instruction.mnemonic() != Mnemonic::Bt {
+            match place {
+                Some(address) => self.store_word(core, address, new, size)?,
+                None => self.set_register(instruction.op0_register(), new),
+            }
+        }
+        let carry = if word & bit != 0 { Flag::CF.mask() } else { 0 };
+        self.set_rflags(self.rflags() & !Flag::CF.mask() | carry);
+        self.pass(instruction);
+        Ok(())
+    }
+
+    fn segment_base_of_operand(&self, instruction: &Instruction) -> u64 {
+        self.register_value(instruction.memory_segment()).unwrap_or(0)
+    }
+
+    /// MOV between the accumulator and an absolute address.
+    pub(super) fn absolute(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+        let loads = instruction.op0_kind() == OpKind::Register;
+        let register = if loads { instruction.op0_register() } else { instruction.op1_register() };
+        let address = self.canonical_operand(instruction)?;
+        if loads {
+            let value = self.load_word(core, address, register.size())?;
+            self.set_register(register, value);
+        } else {
+            self.store_word(core, address, self.gpr(0), register.size())?;
+        }
+        self.pass(instruction);
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Move,
+    Store,
+    Load,
+    Scan,
+    Compare,
+}
+
+fn accumulator(size: usize) -> Register {
+    match size {
+        1 => Register::AL,
+        2 => Register::AX,
+        4 => Register::EAX,
+        _ => Register::RAX,
+    }
+}
+
+/// A source may be in the stack segment, by its prefix.
+fn not_canonical_string(instruction: &Instruction, source: bool) -> Exit {
+    if source && instruction.segment_prefix() == Register::SS {
+        return Exit::exception(crate::exec::exit::vector::SS);
+    }
+    Exit::general_protection()
+}

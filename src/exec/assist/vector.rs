@@ -1,0 +1,235 @@
+//! Gathers, scatters and 64-byte stores: instructions whose addresses are not those of an operand.
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use crate::exec::access::Access;
+use crate::exec::core::Core;
+use crate::exec::exit::Exit;
+use crate::exec::step::{Undone, not_canonical};
+use crate::exec::vcpu::Vcpu;
+use crate::guest::{GuestAddress, State};
+use crate::translate::is_canonical;
+
+/// What a gather or scatter works on.
+struct Elements {
+    count: usize,
+    /// Bytes of an element.
+    size: usize,
+    /// The register gathered to or scattered from.
+    data: Register,
+    mask: Mask,
+}
+
+#[derive(Clone, Copy)]
+enum Mask {
+    Opmask(usize),
+    /// The sign bits of the elements of a vector register.
+    Vector(usize),
+}
+
+impl Vcpu {
+    /// One element after the other, each with its address checked. A fault leaves those before done
+    /// and their mask bits clear, as the processor does (Intel SDM volume 2, "VPGATHERDD").
+    pub(super) fn gather_or_scatter(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
+        if is_prefetch(instruction) {
+            self.pass(instruction);
+            return Ok(());
+        }
+        let mut state = self.state();
+        let Some(elements) = elements(instruction) else {
+            return Err(Exit::Unsupported { what: "an unknown gather" }.into());
+        };
+        let memory_first = instruction.op0_kind() == OpKind::Memory;
+        let operand = (0..instruction.op_count())
+            .find(|&operand| instruction.op_kind(operand) == OpKind::Memory)
+            .unwrap_or_default();
+        if !self.is_runnable(core, instruction) {
+            return Err(Exit::exception(crate::exec::exit::vector::UD).into());
+        }
+        for element in 0..elements.count {
+            if !elements.is_active(&state, element) {
+                continue;
+            }
+            let index = |register, element: usize, size: usize| {
+                if size == 0 || !Register::is_vector_register(register) {
+                    return self.register_value(register);
+                }
+                Some(lane(&state, register, element, size))
+            };
+            let address =
+                instruction.try_virtual_address(operand, element, index).unwrap_or_default();
+            let moved = if memory_first {
+                let word = lane(&state, elements.data, element, elements.size);
+                self.scatter(core, instruction, address, word, elements.size)
+            } else {
+                self.gather(core, instruction, address, elements.size).map(|word| {
+                    set_lane(&mut state, elements.data, element, elements.size, word);
+                })
+            };
+            if let Err(exit) = moved {
+                self.set_state(&state);
+                return Err(exit.into());
+            }
+            elements.clear(&mut state, element);
+        }
+        elements.finish(&mut state, instruction, memory_first);
+        self.set_state(&state);
+        self.pass(instruction);
+        Ok(())
+    }
+
+    fn gather(&self, core: &Core, instruction: &Instruction, address: u64, size: usize) -> Result<u64, Exit> {
+        if !is_canonical(address) {
+            return Err(not_canonical(instruction));
+        }
+        let mut bytes = [0; 8];
+        self.load(core, GuestAddress(address), &mut bytes[..size])?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn scatter(&self, core: &mut Core, instruction: &Instruction, address: u64, word: u64, size: usize) -> Result<(), Exit> {
+        if !is_canonical(address) {
+            return Err(not_canonical(instruction));
+        }
+        self.store(core, GuestAddress(address), &word.to_le_bytes()[..size])
+    }
+
+    /// Whether the processor has the instruction.
+    fn is_runnable(&self, core: &Core, instruction: &Instruction) -> bool {
+        core.has_all(instruction.cpuid_features())
+    }
+
+    /// MOVDIR64B: 64 bytes from the operand to the aligned address in a register.
+    pub(super) fn direct_store(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+        if !core.has_all(instruction.cpuid_features()) {
+            return Err(Exit::exception(crate::exec::exit::vector::UD).into());
+        }
+        let source = self.canonical_operand(instruction)?;
+        let destination = self.register_value(instruction.op0_register()).unwrap_or_default();
+        if !destination.is_multiple_of(64) || !is_canonical(destination) {
+            return Err(Exit::general_protection().into());
+        }
+        let mut bytes = [0; 64];
+        self.load(core, source, &mut bytes)?;
+        self.check(core, GuestAddress(destination), 64, Access::Write)?;
+        self.store(core, GuestAddress(destination), &bytes)?;
+        self.pass(instruction);
+        Ok(())
+    }
+
+    /// A vector register.
+    pub(crate) fn vector(&self, number: usize) -> [u64; 8] {
+        self.state().vector[number]
+    }
+
+    /// An opmask register.
+    pub(crate) fn opmask(&self, number: usize) -> u64 {
+        self.state().opmask[number]
+    }
+}
+
+impl Elements {
+    fn is_active(&self, state: &State, element: usize) -> bool {
+        match self.mask {
+            Mask::Opmask(mask) => state.opmask[mask] >> element & 1 != 0,
+            Mask::Vector(mask) => {
+                let bit = (element + 1) * self.size * 8 - 1;
+                state.vector[mask][bit / 64] >> (bit % 64) & 1 != 0
+            }
+        }
+    }
+
+    fn clear(&self, state: &mut State, element: usize) {
+        match self.mask {
+            Mask::Opmask(mask) => state.opmask[mask] &= !(1 << element),
+            Mask::Vector(mask) => {
+                set_word(&mut state.vector[mask], element, self.size, 0);
+            }
+        }
+    }
+
+    /// What is beyond the elements becomes zero.
+    fn finish(&self, state: &mut State, instruction: &Instruction, scatters: bool) {
+        match self.mask {
+            Mask::Opmask(mask) => state.opmask[mask] = 0,
+            Mask::Vector(mask) => state.vector[mask] = [0; 8],
+        }
+        if !scatters {
+            let bytes = self.count * self.size;
+            let _ = instruction;
+            let vector = &mut state.vector[self.data.number()];
+            for (index, word) in vector.iter_mut().enumerate() {
+                if index * 8 >= bytes.max(16) {
+                    *word = 0;
+                } else if index * 8 >= bytes {
+                    *word = 0;
+                }
+            }
+        }
+    }
+}
+
+fn elements(instruction: &Instruction) -> Option<Elements> {
+    let size = instruction.memory_size().element_size();
+    let evex = instruction.has_op_mask();
+    let registers: Vec<Register> = (0..instruction.op_count())
+        .filter(|&operand| instruction.op_kind(operand) == OpKind::Register)
+        .map(|operand| instruction.op_register(operand))
+        .collect();
+    let data = *registers.first()?;
+    let index = instruction.memory_index();
+    let index_size = if is_quad_index(instruction) { 8 } else { 4 };
+    let count = (data.size() / size).min(index.size() / index_size);
+    let mask = if evex {
+        Mask::Opmask(instruction.op_mask().number())
+    } else {
+        Mask::Vector(registers.get(1)?.number())
+    };
+    Some(Elements { count, size, data, mask })
+}
+
+fn is_quad_index(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        instruction.mnemonic(),
+        M::Vgatherqps
+            | M::Vgatherqpd
+            | M::Vpgatherqd
+            | M::Vpgatherqq
+            | M::Vscatterqps
+            | M::Vscatterqpd
+            | M::Vpscatterqd
+            | M::Vpscatterqq
+    )
+}
+
+fn is_prefetch(instruction: &Instruction) -> bool {
+    !(0..instruction.op_count()).any(|operand| instruction.op_kind(operand) == OpKind::Register)
+}
+
+fn lane(state: &State, register: Register, element: usize, size: usize) -> u64 {
+    let vector = &state.vector[register.number()];
+    match size {
+        8 => vector[element],
+        _ => vector[element / 2] >> (element % 2 * 32) & 0xffff_ffff,
+    }
+}
+
+fn set_lane(state: &mut State, register: Register, element: usize, size: usize, word: u64) {
+    set_word(&mut state.vector[register.number()], element, size, word);
+}
+
+fn set_word(vector: &mut [u64; 8], element: usize, size: usize, word: u64) {
+    match size {
+        8 => vector[element] = word,
+        _ => {
+            let shift = element % 2 * 32;
+            let place = &mut vector[element / 2];
+            *place = *place & !(0xffff_ffff << shift) | (word & 0xffff_ffff) << shift;
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! [`Core`]: what the vCPUs of a machine share: memory, code, and what the two owe each other. Every
+//! change of memory that code may have been translated from goes through here.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+
+use iced_x86::CpuidFeature;
+
+use super::cpuid::CpuidModel;
+use super::signals::Registration;
+use super::trampoline::Prelude;
+use crate::code::{Arena, CHUNK_BYTES, CodeCache, Key};
+use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
+use crate::memory::{AccessError, AddressSpace, PageId};
+use crate::translate::{Request, Stub, TranslatedBlock, Translator};
+
+/// Bytes of code memory of a machine, of which only what is used costs anything.
+const ARENA_BYTES: usize = 256 << 20;
+/// Bytes of guest code that one block can be made from: 64 instructions of 15 bytes.
+const MOST_SOURCE: usize = 1024;
+/// Pages that a region of code that is not writable spans at most.
+const MOST_PAGES: u64 = 512;
+/// Writes to a page's code after which its blocks check themselves instead.
+const WRITES_UNTIL_CHECKED: u32 = 4;
+
+/// See the file's head.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) memory: AddressSpace,
+    pub(super) cache: CodeCache,
+    pub(super) translator: Translator,
+    /// Addresses that only the run loop passes, in order.
+    pub(super) stops: Vec<GuestAddress>,
+    /// Counts up whenever a region is retired: a jump cache filled before may be wrong.
+    pub(super) epoch: u64,
+    /// Host address of the prelude's entry.
+    pub(super) enter: u64,
+    /// Offset in the arena of code that is executed once.
+    scratch: usize,
+    /// How often code of a page was written.
+    writes: HashMap<PageId, u32>,
+    /// Pages that are written so often that their blocks check themselves.
+    checked: HashSet<PageId>,
+    /// Pages that are watched.
+    watched: HashSet<PageId>,
+    source: Vec<u8>,
+    pub(super) cpuid: CpuidModel,
+    host: HostFeatures,
+    // Last: faults are looked for in the cache until it is gone.
+    _registration: Registration,
+}
+
+impl Core {
+    pub(super) fn new(memory: AddressSpace) -> io::Result<Self> {
+        let prelude = Prelude::new();
+        // The second chunk is for code that is executed once.
+        let mut code = prelude.code;
+        assert!(code.len() <= CHUNK_BYTES, "the prelude fits into a chunk");
+        code.resize(2 * CHUNK_BYTES, 0xcc);
+        let arena = Arena::new(ARENA_BYTES, &code)?;
+        let (range, enter) = (arena.executable_range(), arena.address(prelude.enter));
+        let cache = CodeCache::new(arena, prelude.stubs);
+        let registration = Registration::new(range, cache.stub(Stub::Fault))?;
+        let translator = Translator::new(memory.window_bits());
+        Ok(Self {
+            memory,
+            cache,
+            translator,
+            stops: Vec::new(),
+            epoch: 0,
+            enter,
+            scratch: CHUNK_BYTES,
+            writes: HashMap::new(),
+            checked: HashSet::new(),
+            watched: HashSet::new(),
+            source: Vec::new(),
+            cpuid: CpuidModel::default(),
+            host: HostFeatures::detect(),
+            _registration: registration,
+        })
+    }
+
+    /// Host address of the translation of `key.pc`, made if there is none; nothing if there is no code.
+    pub(super) fn find_or_translate(&mut self, key: Key) -> Option<u64> {
+        if let Some(found) = self.cache.find(key) {
+            return Some(found);
+        }
+        self.translate(key)
+    }
+
+    fn translate(&mut self, key: Key) -> Option<u64> {
+        self.source.clear();
+        self.memory.fetch(key.pc, MOST_SOURCE, &mut self.source);
+        if self.source.is_empty() {
+            return None;
+        }
+        let region = match self.cache.region_of(key.pc) {
+            Some(region) => region,
+            None => {
+                let span = self.new_span(key.pc)?;
+                self.cache.create(span)
+            }
+        };
+        let span = self.cache.span(region)?;
+        let pages = self.pages_of(key.pc, self.source.len() as u64);
+        let checked = pages.iter().any(|page| self.checked.contains(page));
+        let request = Request {
+            pc: key.pc,
+            code: &self.source,
+            span,
+            stops: &self.stops,
+            counted: key.counted,
+            checked: checked && key.pc.0 < self.memory.window_end(),
+        };
+        let block = self.translator.block(&request);
+        if !checked {
+            for page in self.pages_of(key.pc, u64::from(block.guest_bytes.max(1))) {
+                if let Err(error) = self.memory.watch(page) {
+                    tracing::warn!("a page of code cannot be watched: {error}");
+                    return None;
+                }
+                self.watched.insert(page);
+            }
+        }
+        match self.cache.insert(region, key, block) {
+            Ok(address) => Some(address),
+            Err(_full) => {
+                self.retire_all();
+                self.translate(key)
+            }
+        }
+    }
+
+    /// The pages of a new region around `pc`: all of a mapping that cannot be written there, as far as
+    /// none has a region; else one page.
+    fn new_span(&self, pc: GuestAddress) -> Option<(GuestAddress, GuestAddress)> {
+        let mapping = self.memory.find(pc)?;
+        let own = pc.0 / PAGE_SIZE;
+        let (mut first, mut last) = (own, own);
+        if !mapping.permissions.write() {
+            let free = |page: u64| self.cache.region_of(GuestAddress(page * PAGE_SIZE)).is_none();
+            let lowest = (mapping.range.start().0 / PAGE_SIZE).max(own.saturating_sub(MOST_PAGES / 2));
+            let highest = (mapping.range.last().0 / PAGE_SIZE).min(own + MOST_PAGES / 2);
+            while first > lowest && free(first - 1) {
+                first -= 1;
+            }
+            while last < highest && free(last + 1) {
+                last += 1;
+            }
+        }
+        Some((GuestAddress(first * PAGE_SIZE), GuestAddress(last * PAGE_SIZE + (PAGE_SIZE - 1))))
+    }
+
+    fn pages_of(&self, address: GuestAddress, length: u64) -> Vec<PageId> {
+        let last = address.wrapping_add(length.max(1) - 1).page_start();
+        let mut pages = Vec::with_capacity(2);
+        let mut next = address.page_start();
+        loop {
+            pages.extend(self.memory.page_at(next));
+            if next == last {
+                return pages;
+            }
+            next = next.wrapping_add(PAGE_SIZE);
+        }
+    }
+
+    /// Puts a block in place that is executed once. Gives its host address.
+    pub(super) fn place_once(&mut self, block: &mut TranslatedBlock) -> u64 {
+        let mut code = std::mem::take(&mut block.code);
+        assert!(code.len() <= CHUNK_BYTES, "one instruction fits into a chunk");
+        self.cache.relocate(self.scratch, block, &mut code);
+        self.cache.arena_mut().write(self.scratch, &code);
+        self.cache.arena().address(self.scratch)
+    }
+
+    /// Code of this page was written, or is about to be: everything translated from it goes, wherever
+    /// the page is mapped, and the guest may write to it.
+    pub(super) fn code_written(&mut self, page: PageId) {
+        self.retire_page(page);
+        let writes = self.writes.entry(page).or_default();
+        *writes += 1;
+        if *writes >= WRITES_UNTIL_CHECKED {
+            self.checked.insert(page);
+        }
+        self.unwatch(page);
+    }
+
+    /// The bytes of this page are others than they were; nobody wrote to it.
+    pub(super) fn code_restored(&mut self, page: PageId) {
+        if self.watched.contains(&page) || self.checked.contains(&page) {
+            self.retire_page(page);
+            self.unwatch(page);
+        }
+    }
+
+    fn unwatch(&mut self, page: PageId) {
+        self.watched.remove(&page);
+        self.memory.unwatch(page);
+    }
+
+    /// Retires the code around an address.
+    pub(super) fn retire_at(&mut self, address: GuestAddress) {
+        if self.cache.retire_page(address) {
+            self.epoch += 1;
+        }
+    }
+
+    /// Whether the host has all that an instruction needs.
+    pub(super) fn has_all(&self, features: &[CpuidFeature]) -> bool {
+        self.host.has_all(features)
+    }
+
+    fn retire_page(&mut self, page: PageId) {
+        for address in self.memory.addresses_of(page) {
+            if self.cache.retire_page(address) {
+                self.epoch += 1;
+            }
+        }
+    }
+
+    /// Retires the code of guest pages, whatever is mapped there.
+    pub(super) fn retire_range(&mut self, range: GuestRange) {
+        if self.cache.is_empty() {
+            return;
+        }
+        let mut next = range.start();
+        loop {
+            if self.cache.retire_page(next) {
+                self.epoch += 1;
+            }
+            if next == range.last().page_start() {
+                return;
+            }
+            next = next.wrapping_add(PAGE_SIZE);
+        }
+    }
+
+    /// Retires all code and lifts all watches.
+    pub(super) fn retire_all(&mut self) {
+        self.cache.retire_all();
+        self.epoch += 1;
+        for page in std::mem::take(&mut self.watched) {
+            self.memory.unwatch(page);
+        }
+    }
+
+    /// A block's source bytes have changed.
+    pub(super) fn forget_block(&mut self, key: Key) {
+        self.cache.forget(key);
+        // Jump caches still lead to it.
+        self.epoch += 1;
+    }
+
+    /// Forgets which pages were written often.
+    pub(super) fn forget_writes(&mut self) {
+        self.writes.clear();
+        self.checked.clear();
+    }
+
+    /// Writes guest memory for the host or for the guest, whatever the permissions, and retires code
+    /// that was translated from it.
+    pub(super) fn write(&mut self, address: GuestAddress, bytes: &[u8]) -> Result<(), AccessError> {
+        self.memory.write(address, bytes)?;
+        if bytes.is_empty() || self.cache.is_empty() {
+            return Ok(());
+        }
+        for page in self.pages_of(address, bytes.len() as u64) {
+            if self.memory.is_watched(page) {
+                self.code_written(page);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,44 @@
+//! [`Kick`]: asks a vCPU to leave guest code.
+//!
+//! The asker sets the request, then points the vCPU's polls at an address that faults. The vCPU, out
+//! of guest code, points them back and *then* looks at the request. Either it sees the request, or
+//! the asker's second store comes after its own and the next poll faults: no request is lost.
+
+use super::vcpu_memory::{PollCell, VcpuMemory};
+use crate::code::sync::{Arc, AtomicBool, Ordering};
+
+/// No page can be mapped here.
+const FAULTING: u64 = 8;
+
+/// Asks one vCPU to leave guest code. It may outlive the vCPU.
+#[derive(Clone, Debug)]
+pub struct Kick {
+    requested: Arc<AtomicBool>,
+    poll: PollCell,
+}
+
+impl Kick {
+    pub(super) fn new(memory: &VcpuMemory) -> Self {
+        Self { requested: Arc::new(AtomicBool::new(false)), poll: memory.poll_cell() }
+    }
+
+    /// Makes the vCPU's present or next run end with [`super::Exit::Requested`].
+    pub fn ask(&self) {
+        // Pairs with the swap in `taken`.
+        self.requested.store(true, Ordering::SeqCst);
+        self.poll.set(FAULTING);
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        self.requested.load(Ordering::SeqCst)
+    }
+
+    /// Whether a request was made, which is then granted. Called by the vCPU outside of guest code.
+    pub(super) fn taken(&self, memory: &mut VcpuMemory) -> bool {
+        if !self.is_pending() {
+            return false;
+        }
+        self.poll.set(memory.quiet_address());
+        self.requested.swap(false, Ordering::SeqCst)
+    }
+}

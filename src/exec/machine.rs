@@ -1,0 +1,193 @@
+//! [`Machine`]: guest memory and the code translated from it.
+
+use std::io;
+
+use super::core::Core;
+use super::cpuid::CpuidModel;
+use super::vcpu::{SharedCore, Vcpu};
+use crate::code::Figures;
+use crate::code::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::guest::{GuestAddress, GuestRange, Permissions};
+use crate::memory::{AccessError, AddressSpace, Backing, MapError, Mapping, Restored, Snapshot};
+
+/// Guest memory in a window of the host's address space, and the code translated from it. Cheap to
+/// clone; all clones are the same machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    core: SharedCore,
+    window: u64,
+}
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The guest's memory cannot be had.
+    #[error("guest memory: {0}")]
+    Memory(#[from] MapError),
+    /// The host refuses code memory, a signal handler or a vCPU's pages.
+    #[error("the host refuses: {0}")]
+    Host(#[from] io::Error),
+    /// The processor lacks something.
+    #[error("the host's processor lacks {0}")]
+    Lacks(&'static str),
+}
+
+impl Machine {
+    /// A machine without memory, whose window has 2^`window_bits` bytes, 32 to 46. What is mapped
+    /// above the window works, slowly.
+    pub fn new(window_bits: u32) -> Result<Self, MachineError> {
+        const HWCAP2_FSGSBASE: u64 = 1 << 1;
+        if !std::arch::is_x86_feature_detected!("bmi2") {
+            return Err(MachineError::Lacks("BMI2"));
+        }
+        if !std::arch::is_x86_feature_detected!("xsave") {
+            return Err(MachineError::Lacks("XSAVE"));
+        }
+        if rustix::param::linux_hwcap().1 as u64 & HWCAP2_FSGSBASE == 0 {
+            return Err(MachineError::Lacks("FSGSBASE, or its kernel keeps it to itself"));
+        }
+        let memory = AddressSpace::new(window_bits)?;
+        let window = memory.window_start() as u64;
+        let core = Core::new(memory)?;
+        Ok(Self { core: Arc::new(Mutex::new(core)), window })
+    }
+
+    /// A processor of this machine.
+    pub fn vcpu(&self) -> Result<Vcpu, MachineError> {
+        Ok(Vcpu::new(Arc::clone(&self.core), self.window)?)
+    }
+
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Maps fresh zeroed memory where nothing is mapped.
+    pub fn map(&self, range: GuestRange, permissions: Permissions) -> Result<(), MapError> {
+        let mut core = self.core();
+        core.memory.map(range, permissions)?;
+        core.retire_range(range);
+        Ok(())
+    }
+
+    /// Maps part of a backing object, from `offset` on, where nothing is mapped.
+    pub fn map_shared(
+        &self,
+        range: GuestRange,
+        backing: &Backing,
+        offset: u64,
+        permissions: Permissions,
+    ) -> Result<(), MapError> {
+        let mut core = self.core();
+        core.memory.map_shared(range, backing, offset, permissions)?;
+        core.retire_range(range);
+        Ok(())
+    }
+
+    /// Takes a range away, all of which is mapped.
+    pub fn unmap(&self, range: GuestRange) -> Result<(), MapError> {
+        let mut core = self.core();
+        core.memory.unmap(range)?;
+        core.retire_range(range);
+        Ok(())
+    }
+
+    /// Changes what the guest may do in a range, all of which is mapped.
+    pub fn protect(&self, range: GuestRange, permissions: Permissions) -> Result<(), MapError> {
+        let mut core = self.core();
+        core.memory.protect(range, permissions)?;
+        core.retire_range(range);
+        Ok(())
+    }
+
+    /// Maps what is mapped at `source` a second time at `destination`.
+    pub fn alias(&self, source: GuestRange, destination: GuestAddress) -> Result<(), MapError> {
+        let mut core = self.core();
+        core.memory.alias(source, destination)?;
+        if let Ok(range) = GuestRange::new(destination, source.size()) {
+            core.retire_range(range);
+        }
+        Ok(())
+    }
+
+    /// Moves what is mapped at `source` to `destination`, where nothing is mapped.
+    pub fn remap(&self, source: GuestRange, destination: GuestAddress) -> Result<(), MapError> {
+        let mut core = self.core();
+        core.memory.remap(source, destination)?;
+        core.retire_range(source);
+        if let Ok(range) = GuestRange::new(destination, source.size()) {
+            core.retire_range(range);
+        }
+        Ok(())
+    }
+
+    /// Reads guest memory, whatever the guest may do there.
+    pub fn read(&self, address: GuestAddress, bytes: &mut [u8]) -> Result<(), AccessError> {
+        self.core().memory.read(address, bytes)
+    }
+
+    /// Writes guest memory, whatever the guest may do there; all of it or nothing. The guest's next
+    /// instruction sees it, if it is code too.
+    pub fn write(&self, address: GuestAddress, bytes: &[u8]) -> Result<(), AccessError> {
+        self.core().write(address, bytes)
+    }
+
+    /// Everything that is mapped, in order of address.
+    #[must_use]
+    pub fn regions(&self) -> Vec<Mapping> {
+        self.core().memory.regions().collect()
+    }
+
+    /// Notes the present memory, to come back to it.
+    pub fn snapshot(&self) -> Result<Snapshot, MapError> {
+        self.core().memory.snapshot()
+    }
+
+    /// Makes memory what it was at a snapshot. Costs as much as was changed since.
+    pub fn restore(&self, snapshot: &Snapshot) -> Result<(), MapError> {
+        let mut core = self.core();
+        let Restored { pages, ranges, .. } = core.memory.restore(snapshot)?;
+        for page in pages {
+            core.code_restored(page);
+        }
+        for range in ranges {
+            core.retire_range(range);
+        }
+        Ok(())
+    }
+
+    /// Stops the guest before the instruction at `address`.
+    pub fn set_breakpoint(&self, address: GuestAddress) {
+        let mut core = self.core();
+        if let Err(place) = core.stops.binary_search(&address) {
+            core.stops.insert(place, address);
+            core.retire_at(address);
+        }
+    }
+
+    /// Takes a breakpoint away; whether there was one.
+    pub fn clear_breakpoint(&self, address: GuestAddress) -> bool {
+        let mut core = self.core();
+        let Ok(place) = core.stops.binary_search(&address) else { return false };
+        core.stops.remove(place);
+        core.retire_at(address);
+        true
+    }
+
+    /// Drops all translated code. Needed only where a backing object was written by another process.
+    pub fn flush(&self) {
+        let mut core = self.core();
+        core.retire_all();
+        core.forget_writes();
+    }
+
+    /// Sets what guests read by CPUID.
+    pub fn set_cpuid(&self, model: CpuidModel) {
+        self.core().cpuid = model;
+    }
+
+    /// What the code cache has done and holds.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        self.core().cache.figures()
+    }
+}

@@ -1,0 +1,26 @@
+//! Execution: [`Machine`] is guest memory with its translated code, [`Vcpu`] a processor that runs it,
+//! [`Exit`] why it stopped.
+//!
+//! The run loop finds or translates the block at RIP and enters the code cache (`trampoline`). Blocks
+//! follow each other there until something needs the run loop: a jump not seen before, an instruction
+//! that only it executes (`assist`), or a fault, which the signal handler (`signals`) turns into an
+//! ordinary way out. `step` executes a single instruction, by whatever means that takes.
+
+mod access;
+mod assist;
+mod core;
+mod cpuid;
+mod exit;
+mod kick;
+mod machine;
+mod signals;
+mod step;
+mod trampoline;
+mod vcpu;
+mod vcpu_memory;
+
+pub use cpuid::CpuidModel;
+pub use exit::Exit;
+pub use kick::Kick;
+pub use machine::{Machine, MachineError};
+pub use vcpu::Vcpu;

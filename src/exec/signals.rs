@@ -1,0 +1,188 @@
+//! Faults of translated code. The handler of SIGSEGV, SIGBUS, SIGFPE, SIGILL and SIGTRAP asks one
+//! question, whether the instruction that faulted lies in a code cache. If so, it notes the fault in
+//! the vCPU's block and lets the thread go on at the cache's fault stub; all else happens outside
+//! of the signal. If not, the fault goes to whoever handled the signal before.
+//!
+//! The handler runs in any thread at any time, so it takes no lock, allocates nothing, and reads
+//! only the list of code caches, whose entries are never freed. What runs before it clears AC: the
+//! guest may have set it, and Rust code is not aligned for it.
+#![allow(unsafe_code, reason = "installs signal handlers and edits the interrupted context")]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::OnceLock;
+
+use crate::code::sync::{AtomicU64, AtomicUsize, Ordering};
+use crate::translate::VcpuBlock;
+
+const SIGNALS: [i32; 5] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP];
+
+/// A code cache that faults may come from. Entries live as long as the process and are used again.
+#[derive(Debug)]
+struct Entry {
+    /// Executable addresses: the first, 0 while the entry is not in use …
+    start: AtomicU64,
+    /// … and the one behind the last.
+    end: AtomicU64,
+    /// Where a faulting thread goes on.
+    stub: AtomicU64,
+    /// Address of the next entry, or 0.
+    next: AtomicUsize,
+}
+
+static FIRST: AtomicUsize = AtomicUsize::new(0);
+
+/// A code cache is in the list as long as this lives.
+#[derive(Debug)]
+pub(super) struct Registration(&'static Entry);
+
+impl Registration {
+    /// From now on faults in `range` of executable addresses go on at `stub`.
+    pub(super) fn new(range: (u64, u64), stub: u64) -> io::Result<Self> {
+        install()?;
+        let entry = free_entry().unwrap_or_else(new_entry);
+        entry.stub.store(stub, Ordering::Release);
+        entry.end.store(range.1, Ordering::Release);
+        // Last: whoever sees the start sees the rest.
+        entry.start.store(range.0, Ordering::Release);
+        Ok(Self(entry))
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.0.start.store(0, Ordering::Release);
+    }
+}
+
+/// An entry that nobody uses, claimed.
+fn free_entry() -> Option<&'static Entry> {
+    entries().find(|entry| {
+        // 1 is no address of a code cache: the entry is claimed and matches nothing yet.
+        entry.end.load(Ordering::Acquire) != 1
+            && entry.start.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    })
+}
+
+fn new_entry() -> &'static Entry {
+    let entry = Box::leak(Box::new(Entry {
+        start: AtomicU64::new(1),
+        end: AtomicU64::new(0),
+        stub: AtomicU64::new(0),
+        next: AtomicUsize::new(0),
+    }));
+    let mut first = FIRST.load(Ordering::Acquire);
+    loop {
+        entry.next.store(first, Ordering::Relaxed);
+        let address = ptr::from_ref::<Entry>(entry) as usize;
+        match FIRST.compare_exchange(first, address, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return entry,
+            Err(now) => first = now,
+        }
+    }
+}
+
+fn entries() -> impl Iterator<Item = &'static Entry> {
+    let mut next = FIRST.load(Ordering::Acquire);
+    std::iter::from_fn(move || {
+        // SAFETY: entries are leaked, so an address once published stays valid.
+        let entry: &'static Entry = unsafe { (next as *const Entry).as_ref()? };
+        next = entry.next.load(Ordering::Acquire);
+        Some(entry)
+    })
+}
+
+/// Whom a signal goes to that is not ours, by the index of the signal.
+static PREVIOUS: [OnceLock<libc::sigaction>; SIGNALS.len()] =
+    [const { OnceLock::new() }; SIGNALS.len()];
+
+/// Installs the handlers, once.
+fn install() -> io::Result<()> {
+    static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
+    let result = INSTALLED.get_or_init(|| {
+        for (index, signal) in SIGNALS.into_iter().enumerate() {
+            let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+            let mut previous = MaybeUninit::<libc::sigaction>::zeroed();
+            // SAFETY: zeroed memory is a valid sigaction; the handler has the signature that
+            // SA_SIGINFO asks for; both pointers are valid.
+            let result = unsafe {
+                let action = action.assume_init_mut();
+                action.sa_sigaction = entry_point as *const () as usize;
+                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+                libc::sigaction(signal, ptr::null(), previous.as_mut_ptr());
+                // Known before the handler can run.
+                let _ = PREVIOUS[index].set(previous.assume_init());
+                libc::sigaction(signal, action, ptr::null_mut())
+            };
+            if result != 0 {
+                return Err(io::Error::last_os_error().raw_os_error().unwrap_or(0));
+            }
+        }
+        Ok(())
+    });
+    result.map_err(io::Error::from_raw_os_error)
+}
+
+/// What the kernel calls: clears AC, then goes to [`handle`].
+#[unsafe(naked)]
+unsafe extern "C" fn entry_point(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    std::arch::naked_asm!(
+        "pushfq",
+        "and qword ptr [rsp], ~0x40000",
+        "popfq",
+        "jmp {handle}",
+        handle = sym handle,
+    )
+}
+
+extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid context to a handler with SA_SIGINFO.
+    let context_of = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+    let registers = &mut context_of.uc_mcontext.gregs;
+    let pc = registers[libc::REG_RIP as usize] as u64;
+    let ours = entries().find(|entry| {
+        let start = entry.start.load(Ordering::Acquire);
+        start > 1 && pc >= start && pc < entry.end.load(Ordering::Acquire)
+    });
+    let Some(entry) = ours else { return pass_on(signal, info, context) };
+    // Translated code has RSP at its block, or some bytes below for an instruction or two.
+    let rsp = registers[libc::REG_RSP as usize] as u64;
+    let block = rsp.next_multiple_of(align_of::<VcpuBlock>() as u64);
+    // SAFETY: `pc` lies in a code cache, all of whose code runs with RSP at a block that its thread
+    // alone uses.
+    let block_of = unsafe { &mut *(block as *mut VcpuBlock) };
+    block_of.fault_vector = registers[libc::REG_TRAPNO as usize] as u64;
+    block_of.fault_error = registers[libc::REG_ERR as usize] as u64;
+    block_of.fault_address = registers[libc::REG_CR2 as usize] as u64;
+    block_of.fault_pc = pc;
+    registers[libc::REG_RSP as usize] = block as i64;
+    registers[libc::REG_RIP as usize] = entry.stub.load(Ordering::Acquire) as i64;
+}
+
+/// Does what would have happened without this handler.
+fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let index = SIGNALS.iter().position(|ours| *ours == signal);
+    let previous = index.and_then(|index| PREVIOUS[index].get());
+    let Some(previous) = previous else { return };
+    match previous.sa_sigaction {
+        libc::SIG_IGN => {}
+        libc::SIG_DFL => {
+            // The instruction faults again and the default action is taken.
+            // SAFETY: `previous` came from sigaction.
+            unsafe { libc::sigaction(signal, previous, ptr::null_mut()) };
+        }
+        handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
+            // SAFETY: whoever installed it promised this signature by SA_SIGINFO.
+            let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
+                unsafe { std::mem::transmute(handler) };
+            handler(signal, info, context);
+        }
+        handler => {
+            // SAFETY: a handler without SA_SIGINFO takes the signal's number alone.
+            let handler: extern "C" fn(i32) = unsafe { std::mem::transmute(handler) };
+            handler(signal);
+        }
+    }
+}

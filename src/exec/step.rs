@@ -1,0 +1,272 @@
+//! One instruction at a time: those that blocks leave to the run loop, those that a fault stopped,
+//! and all of them while TF is set or a budget ends.
+//!
+//! An instruction that is its own translation is translated alone and run once. If its memory
+//! cannot be reached in the window, the operand is fetched into the vCPU's slot, the instruction runs
+//! on the slot, and the operand is stored back (the *bounce*). Everything else is executed by
+//! `assist`.
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess, Register};
+
+use super::access::{Access, page_fault};
+use super::core::Core;
+use super::exit::{Exit, vector};
+use super::vcpu::{End, Fault, Stepped, Vcpu, lost};
+use crate::guest::{Flag, GuestAddress, PAGE_SIZE};
+use crate::memory::WriteFault;
+use crate::translate::{Class, Purpose, Stub, class, is_canonical};
+
+/// Why an instruction is not done.
+pub(super) enum Undone {
+    /// It is to be executed again.
+    Again,
+    Exit(Exit),
+}
+
+impl From<Exit> for Undone {
+    fn from(exit: Exit) -> Self {
+        Self::Exit(exit)
+    }
+}
+
+/// What came of running an instruction by itself.
+enum Single {
+    Done,
+    Fault(Fault),
+    /// It has no translation of its own.
+    None,
+}
+
+impl Vcpu {
+    /// Executes the instruction at RIP.
+    pub(super) fn step(&mut self, core: &mut Core) -> Stepped {
+        let instruction = match self.fetch(core) {
+            Ok(instruction) => instruction,
+            Err(exit) => return Stepped::Exit(exit),
+        };
+        match self.execute(core, &instruction) {
+            Ok(()) => Stepped::Done,
+            Err(Undone::Again) => Stepped::Again,
+            Err(Undone::Exit(exit)) => Stepped::Exit(exit),
+        }
+    }
+
+    /// Decodes the instruction at RIP; its bytes stay in `self.bytes`.
+    fn fetch(&mut self, core: &Core) -> Result<Instruction, Exit> {
+        if !is_canonical(self.pc.0) {
+            return Err(Exit::general_protection());
+        }
+        self.bytes.clear();
+        core.memory.fetch(self.pc, 15, &mut self.bytes);
+        let mut decoder = Decoder::with_ip(64, &self.bytes, self.pc.0, DecoderOptions::NONE);
+        let instruction = decoder.decode();
+        if decoder.last_error() == DecoderError::NoMoreBytes && self.bytes.len() < 15 {
+            let missing = self.pc.wrapping_add(self.bytes.len() as u64);
+            return Err(page_fault(core, missing, Access::Fetch));
+        }
+        self.bytes.truncate(instruction.len());
+        Ok(instruction)
+    }
+
+    fn execute(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+        match class(instruction.code()) {
+            Class::Plain | Class::RevealsPointers | Class::Lea => {
+                self.execute_plain(core, instruction)
+            }
+            Class::Nop | Class::Hint => {
+                self.pass(instruction);
+                Ok(())
+            }
+            _ => self.assist(core, instruction),
+        }
+    }
+
+    fn execute_plain(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+        loop {
+            return match self.run_single(core, instruction, None) {
+                Single::Done => Ok(()),
+                Single::None => self.bounce(core, instruction),
+                Single::Fault(fault) => match self.interpret(core, fault) {
+                    End::Go => continue,
+                    End::Step => self.bounce(core, instruction),
+                    End::Exit(exit) => Err(exit.into()),
+                },
+            };
+        }
+    }
+
+    /// Runs an instruction that is its own translation, once.
+    fn run_single(&mut self, core: &mut Core, instruction: &Instruction, slot: Option<u32>) -> Single {
+        let block = core.translator.single(self.pc, instruction, &self.bytes, slot);
+        let Some(mut block) = block else { return Single::None };
+        let start = core.place_once(&mut block);
+        self.memory.block_mut().entry = start;
+        self.enter(core);
+        if self.memory.block().exit_kind != Stub::Fault as u64 {
+            self.pass(instruction);
+            return Single::Done;
+        }
+        let offset = self.memory.block().fault_pc.wrapping_sub(start) as u32;
+        let purpose = block.side_entry(offset).map_or(Purpose::Instruction, |entry| {
+            self.recover(entry.recovery);
+            entry.recovery.purpose
+        });
+        Single::Fault(self.fault(purpose))
+    }
+
+    /// The instruction is done and RIP goes on behind it.
+    pub(super) fn pass(&mut self, instruction: &Instruction) {
+        self.pc = GuestAddress(instruction.next_ip());
+    }
+
+    /// Says what a fault of the instruction at RIP means; registers are in place. `Go`: it may run
+    /// again; `Step`: its memory is not where translated code can reach it.
+    pub(super) fn interpret(&mut self, core: &mut Core, fault: Fault) -> End {
+        match fault.purpose {
+            Purpose::Poll => return End::Go,
+            Purpose::Budget | Purpose::Probe => return End::Step,
+            Purpose::Instruction => {}
+        }
+        match fault.vector {
+            vector::PF => self.interpret_page_fault(core, fault),
+            // The instruction's own doing, or an address that is not canonical.
+            vector::GP | vector::SS => self.interpret_protection(core, fault),
+            vector => End::Exit(Exit::Exception { vector, error: fault.error, address: None }),
+        }
+    }
+
+    fn interpret_page_fault(&mut self, core: &mut Core, fault: Fault) -> End {
+        const WRITE: u32 = 1 << 1;
+        let guest = GuestAddress(fault.address.wrapping_sub(self.memory.block().window));
+        if guest.0 >= core.memory.window_end() {
+            return End::Step;
+        }
+        if fault.error & WRITE == 0 {
+            return match core.memory.permissions_at(guest) {
+                Some(permissions) if permissions.read() => End::Go,
+                _ => End::Exit(page_fault(core, guest, Access::Read)),
+            };
+        }
+        match core.memory.write_fault(guest) {
+            Ok(WriteFault::Retry) => End::Go,
+            Ok(WriteFault::Watched(page)) => {
+                core.code_written(page);
+                // By itself, or its own page would be watched again before it has written.
+                End::Step
+            }
+            Ok(WriteFault::Denied) => End::Exit(page_fault(core, guest, Access::Write)),
+            Err(error) => End::Exit(Exit::Host { what: error.to_string() }),
+        }
+    }
+
+    fn interpret_protection(&mut self, core: &Core, fault: Fault) -> End {
+        let Ok(instruction) = self.fetch(core) else {
+            return End::Exit(lost("an instruction that ran is gone"));
+        };
+        let plain = Exit::Exception { vector: vector::GP, error: fault.error, address: None };
+        End::Exit(match self.operand_address(&instruction) {
+            Some(address) if !is_canonical(address) => not_canonical(&instruction),
+            _ => plain,
+        })
+    }
+
+    /// Linear address of the explicit memory operand.
+    pub(super) fn operand_address(&self, instruction: &Instruction) -> Option<u64> {
+        let operand = (0..instruction.op_count())
+            .find(|&operand| instruction.op_kind(operand) == iced_x86::OpKind::Memory)?;
+        instruction.try_virtual_address(operand, 0, |register, _, _| self.register_value(register))
+    }
+
+    /// A register as address arithmetic wants it: a general-purpose register, or a segment's base.
+    pub(super) fn register_value(&self, register: Register) -> Option<u64> {
+        let block = self.memory.block();
+        match register {
+            Register::FS => Some(block.fs_base),
+            Register::GS => Some(block.gs_base),
+            Register::ES | Register::CS | Register::SS | Register::DS => Some(0),
+            _ if register.is_gpr() => {
+                let value = block.gpr[register.full_register().number()];
+                Some(match register.size() {
+                    8 => value,
+                    4 => value & 0xffff_ffff,
+                    2 => value & 0xffff,
+                    _ if (Register::AH..=Register::BH).contains(&register) => value >> 8 & 0xff,
+                    _ => value & 0xff,
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// Runs an instruction on a copy of its operand.
+    fn bounce(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+        let Some(address) = self.operand_address(instruction) else {
+            return Err(lost("an instruction without an operand cannot bounce").into());
+        };
+        let size = instruction.memory_size().size();
+        let last = address.wrapping_add(size as u64 - 1);
+        if !is_canonical(address) || !is_canonical(last) {
+            return Err(not_canonical(instruction).into());
+        }
+        let mut information = InstructionInfoFactory::new();
+        let used = information.info(instruction).used_memory().first().map(|used| used.access());
+        let writes = !matches!(used, None | Some(OpAccess::Read | OpAccess::CondRead));
+        let access = if writes { Access::Write } else { Access::Read };
+        let guest = GuestAddress(address);
+        let place = (address % 64) as usize;
+        let parts = self.active_bytes(instruction, size);
+        self.check_parts(core, guest, &parts, access)?;
+        let mut operand = vec![0; size];
+        self.load_parts(core, guest, &parts, &mut operand)?;
+        self.memory.block_mut().slot.0[place..place + size].copy_from_slice(&operand);
+        let before = self.memory.block().xsave_data_pointer();
+        match self.run_single(core, instruction, Some(place as u32)) {
+            Single::Done => {}
+            Single::None => return Err(lost("an instruction without a translation").into()),
+            Single::Fault(fault) => {
+                let exit =
+                    Exit::Exception { vector: fault.vector, error: fault.error, address: None };
+                return Err(exit.into());
+            }
+        }
+        self.fix_data_pointer(before, instruction, address);
+        if writes {
+            operand.copy_from_slice(&self.memory.block().slot.0[place..place + size]);
+            self.store_parts(core, guest, &parts, &operand)?;
+        }
+        Ok(())
+    }
+
+    /// The x87 unit notes the address of its last operand: after a bounce that is the slot's.
+    fn fix_data_pointer(&mut self, before: u64, instruction: &Instruction, linear: u64) {
+        let block = self.memory.block_mut();
+        let slot = block.slot.0.as_ptr() as u64;
+        let now = block.xsave_data_pointer();
+        if now != before && now.wrapping_sub(slot) < block.slot.0.len() as u64 {
+            // The pointer is an offset in the segment.
+            let base = match instruction.memory_segment() {
+                Register::FS => block.fs_base,
+                Register::GS => block.gs_base,
+                _ => 0,
+            };
+            block.set_xsave_data_pointer(linear.wrapping_sub(base));
+        }
+    }
+
+    /// Whether the guest asks for alignment checks.
+    pub(super) fn checks_alignment(&self) -> bool {
+        self.memory.block().rflags & Flag::AC.mask() != 0
+    }
+}
+
+/// The exception of an address that is not canonical (Intel SDM volume 3A, section 6.15: #SS for
+/// operands in the stack segment).
+pub(super) fn not_canonical(instruction: &Instruction) -> Exit {
+    let stack = instruction.memory_segment() == Register::SS;
+    Exit::exception(if stack { vector::SS } else { vector::GP })
+}
+
+/// Bytes from an address to the end of its page.
+pub(super) fn room(address: GuestAddress) -> usize {
+    (PAGE_SIZE - address.0 % PAGE_SIZE) as usize
+}

@@ -1,0 +1,139 @@
+//! The prelude of a code cache: how a vCPU gets in and how it gets out.
+//!
+//! `enter(block)` is called from Rust. It saves what the ABI asks a callee to save, loads the guest's
+//! state from the block, points RSP at it and jumps to `block.entry`. A stub is called from translated
+//! code with the guest's state in the host's registers; it stores the state in the block, loads the
+//! host's and returns from `enter`.
+//!
+//! The guest's extended state is saved and loaded as a whole, the host's is not: the ABI lets a callee
+//! lose all of it but the control words. PKRU stays the host's.
+
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+
+use crate::translate::{Stub, at};
+
+/// Code of the prelude and what lies where in it.
+#[derive(Debug)]
+pub(super) struct Prelude {
+    pub(super) code: Vec<u8>,
+    /// Offset of `enter`.
+    pub(super) enter: usize,
+    /// Offsets of the stubs.
+    pub(super) stubs: [u32; Stub::ALL.len()],
+}
+
+/// RFLAGS of the host between guests: nothing but the bit that is always set and interrupts.
+const HOST_RFLAGS: i32 = 0x202;
+
+/// Guest registers that are in the host register of their number.
+const IN_PLACE: [u8; 13] = [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13];
+
+type Code = VecAssembler<X64Relocation>;
+
+impl Prelude {
+    /// The prelude for a host with XSAVEOPT and AVX, or without.
+    pub(super) fn new() -> Self {
+        let mut code = Code::new(0);
+        let enter = emit_enter(&mut code);
+        let stubs = Stub::ALL.map(|stub| emit_stub(&mut code, stub));
+        emit_exit(&mut code);
+        let code = code.finalize().expect("all labels are defined here");
+        Self { code, enter, stubs }
+    }
+}
+
+/// `extern "sysv64" fn(block: *mut VcpuBlock)`
+fn emit_enter(code: &mut Code) -> usize {
+    let offset = code.offset().0;
+    dynasm!(code
+        ; .arch x64
+        ; push rbx
+        ; push rbp
+        ; push r12
+        ; push r13
+        ; push r14
+        ; push r15
+        ; rdgsbase rax
+        ; mov [rdi + at::HOST_GS_BASE], rax
+        ; stmxcsr [rdi + at::HOST_CONTROLS]
+        ; fnstcw [rdi + at::HOST_CONTROLS + 4]
+        ; mov [rdi + at::HOST_RSP], rsp
+        ; mov rsp, rdi
+        ; mov rax, [rsp + at::WINDOW]
+        ; wrgsbase rax
+        ; mov eax, [rsp + at::COMPONENTS]
+        ; mov edx, [rsp + at::COMPONENTS + 4]
+        ; xrstor64 [rsp + at::XSAVE]
+        ; push QWORD [rsp + at::RFLAGS]
+        ; popfq
+    );
+    for register in IN_PLACE {
+        dynasm!(code; .arch x64; mov Rq(register), [rsp + at::gpr(register)]);
+    }
+    dynasm!(code
+        ; .arch x64
+        ; mov r15, [rsp + at::gpr(4)]
+        ; mov r14, [rsp + at::TARGET]
+        ; jmp QWORD [rsp + at::ENTRY]
+    );
+    offset
+}
+
+/// Notes which stub it is and, if it is called, from where.
+fn emit_stub(code: &mut Code, stub: Stub) -> u32 {
+    let offset = code.offset().0 as u32;
+    match stub {
+        // Jumped to: by a jump cache, by the signal handler.
+        Stub::Target | Stub::Fault => {}
+        _ => dynasm!(code; .arch x64; pop QWORD [rsp + at::EXIT_ADDRESS]),
+    }
+    dynasm!(code
+        ; .arch x64
+        ; mov DWORD [rsp + at::EXIT_KIND], stub as i32
+        ; jmp ->exit
+    );
+    offset
+}
+
+fn emit_exit(code: &mut Code) {
+    dynasm!(code; .arch x64; ->exit:);
+    for register in IN_PLACE {
+        dynasm!(code; .arch x64; mov [rsp + at::gpr(register)], Rq(register));
+    }
+    let save_all = std::arch::is_x86_feature_detected!("xsaveopt");
+    dynasm!(code
+        ; .arch x64
+        ; mov [rsp + at::gpr(4)], r15
+        ; pushfq
+        ; pop QWORD [rsp + at::RFLAGS]
+        ; push HOST_RFLAGS
+        ; popfq
+        ; mov eax, [rsp + at::COMPONENTS]
+        ; mov edx, [rsp + at::COMPONENTS + 4]
+    );
+    if save_all {
+        dynasm!(code; .arch x64; xsaveopt64 [rsp + at::XSAVE]);
+    } else {
+        dynasm!(code; .arch x64; xsave64 [rsp + at::XSAVE]);
+    }
+    if std::arch::is_x86_feature_detected!("avx") {
+        dynasm!(code; .arch x64; vzeroupper);
+    }
+    dynasm!(code
+        ; .arch x64
+        ; fninit
+        ; fldcw [rsp + at::HOST_CONTROLS + 4]
+        ; ldmxcsr [rsp + at::HOST_CONTROLS]
+        ; mov rax, [rsp + at::HOST_GS_BASE]
+        ; wrgsbase rax
+        ; mov rsp, [rsp + at::HOST_RSP]
+        ; pop r15
+        ; pop r14
+        ; pop r13
+        ; pop r12
+        ; pop rbp
+        ; pop rbx
+        ; ret
+    );
+}

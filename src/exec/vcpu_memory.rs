@@ -1,0 +1,125 @@
+//! [`VcpuMemory`]: the pages of a [`VcpuBlock`], with a stack for signals below and the reach of
+//! probes above; and the one call into translated code.
+#![allow(unsafe_code, reason = "owns mapped pages that translated code uses, and calls that code")]
+
+use std::io;
+use std::ptr::NonNull;
+
+use super::core::Core;
+use crate::code::sync::{Arc, AtomicU64, Ordering};
+use crate::translate::{PROBE_REACH, VcpuBlock};
+
+/// Bytes below the block for signal handlers of the host process, which may run while guest code
+/// does: the kernel's frame alone takes up to 11 KiB.
+const STACK_BYTES: usize = 256 << 10;
+/// Bytes below that, which fault.
+const GUARD_BYTES: usize = 64 << 10;
+const BLOCK_AT: usize = GUARD_BYTES + STACK_BYTES;
+const TOTAL: usize = BLOCK_AT + size_of::<VcpuBlock>() + PROBE_REACH;
+
+/// The pages themselves.
+#[derive(Debug)]
+struct Pages {
+    start: NonNull<u8>,
+}
+
+// SAFETY: what is in the pages is reached through `VcpuMemory`, which borrows it properly, and the
+// poll word, which other threads set, through an atomic.
+unsafe impl Send for Pages {}
+// SAFETY: as above.
+unsafe impl Sync for Pages {}
+
+/// See the file's head.
+#[derive(Debug)]
+pub(super) struct VcpuMemory {
+    pages: Arc<Pages>,
+}
+
+/// The word that a vCPU's polls load their address from, for other threads to set.
+#[derive(Clone, Debug)]
+pub(super) struct PollCell {
+    pages: Arc<Pages>,
+}
+
+impl Pages {
+    fn new() -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at a place that the kernel chooses.
+        let start =
+            unsafe { libc::mmap(std::ptr::null_mut(), TOTAL, libc::PROT_NONE, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let pages = Self { start };
+        let size = STACK_BYTES + size_of::<VcpuBlock>();
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: inside the mapping just made, which nobody else knows.
+        let result =
+            unsafe { libc::mprotect(start.as_ptr().add(GUARD_BYTES).cast(), size, access) };
+        if result != 0 { Err(io::Error::last_os_error()) } else { Ok(pages) }
+    }
+
+    fn block(&self) -> *mut VcpuBlock {
+        // SAFETY: inside the mapping; its start is page-aligned and BLOCK_AT a multiple of a page.
+        unsafe { self.start.as_ptr().add(BLOCK_AT).cast() }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and nothing borrows it any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), TOTAL) };
+    }
+}
+
+impl PollCell {
+    /// Lets polls load from `address`.
+    pub(super) fn set(&self, address: u64) {
+        // SAFETY: an aligned word of pages that live as long as `self`; the vCPU's thread accesses
+        // it by single loads of translated code and through this function alone.
+        let word = unsafe { AtomicU64::from_ptr(&raw mut (*self.pages.block()).poll) };
+        word.store(address, Ordering::SeqCst);
+    }
+}
+
+impl VcpuMemory {
+    /// A zeroed block.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { pages: Arc::new(Pages::new()?) })
+    }
+
+    pub(super) fn block(&self) -> &VcpuBlock {
+        // SAFETY: mapped, zeroed at first, any bit pattern is valid, and guest code, which alone
+        // writes to it from elsewhere, runs only inside `enter`.
+        unsafe { &*self.pages.block() }
+    }
+
+    pub(super) fn block_mut(&mut self) -> &mut VcpuBlock {
+        // SAFETY: as in `block`, and `self` is borrowed exclusively.
+        unsafe { &mut *self.pages.block() }
+    }
+
+    pub(super) fn poll_cell(&self) -> PollCell {
+        PollCell { pages: Arc::clone(&self.pages) }
+    }
+
+    /// An address that polls may load from.
+    pub(super) fn quiet_address(&self) -> u64 {
+        &raw const self.block().quiet as u64
+    }
+
+    /// Runs translated code from `block.entry` until it leaves.
+    pub(super) fn enter(&mut self, core: &Core) {
+        let entry = self.block().entry;
+        assert!(core.cache.arena().offset(entry).is_some(), "only code of the cache is entered");
+        // SAFETY: `core.enter` is the prelude's entry, which has this signature and keeps to the ABI;
+        // the code at `entry` was put there by the same core, for the window that `core` owns and
+        // this block was made for; faults of it are caught as long as `core` lives.
+        unsafe {
+            let function: extern "sysv64" fn(*mut VcpuBlock) =
+                std::mem::transmute(core.enter as *const ());
+            function(self.pages.block());
+        }
+    }
+}

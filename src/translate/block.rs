@@ -1,0 +1,158 @@
+//! [`TranslatedBlock`]: what translation gives: host code that does not depend on its place, where
+//! it leaves the code cache, and a side table from host code back to the guest.
+
+use crate::guest::GuestAddress;
+
+/// A place that code leaves to, by a `call` whose return address tells who called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Stub {
+    /// A direct jump whose target is not known yet: [`Leave::Direct`].
+    Direct,
+    /// An indirect jump whose target, in the block's slot, is not in the jump cache. Goes on behind
+    /// the call once it is: [`Leave::Indirect`].
+    Indirect,
+    /// Everything done: goes on at the guest address in [`Leave::Next`] or [`Leave::Assist`], …
+    Next,
+    /// … and here at the one in the block's slot for targets. No block calls it; jump caches may
+    /// hold it.
+    Target,
+    /// A host exception: reached by the signal handler alone.
+    Fault,
+    /// The source bytes are not those that were translated: [`Leave::Changed`].
+    Changed,
+}
+
+impl Stub {
+    /// All of them, in order of their numbers.
+    pub const ALL: [Self; 6] =
+        [Self::Direct, Self::Indirect, Self::Next, Self::Target, Self::Fault, Self::Changed];
+}
+
+/// What a `call` to a stub means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// The block is done and goes on at `target`; the rel32 at offset `patch` of its code may be
+    /// pointed at the target's translation.
+    Direct {
+        /// Where the guest goes on.
+        target: GuestAddress,
+        /// Offset of the four bytes, which are aligned.
+        patch: u32,
+    },
+    /// See [`Stub::Indirect`]. The branch itself has no effect yet.
+    Indirect {
+        /// The branch.
+        branch: GuestAddress,
+    },
+    /// The block is done and goes on at `target`, by the run loop alone.
+    Next {
+        /// Where the guest goes on.
+        target: GuestAddress,
+    },
+    /// The instruction at `at` is the run loop's business.
+    Assist {
+        /// Its address.
+        at: GuestAddress,
+    },
+    /// Nothing was executed: the block must be translated anew.
+    Changed,
+}
+
+/// One way out of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Offset of the byte behind the `call`.
+    pub offset: u32,
+    /// What it means.
+    pub leave: Leave,
+}
+
+/// A four-byte displacement that depends on where the code lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relocation {
+    /// Offset of the displacement.
+    pub offset: u32,
+    /// Where it leads.
+    pub stub: Stub,
+}
+
+/// Whose work a host instruction does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// The guest instruction's own.
+    Instruction,
+    /// A probe: a fault means that an address of the guest instruction may lie outside the window.
+    Probe,
+    /// A poll: a fault means that the vCPU is asked to leave, before the guest instruction.
+    Poll,
+    /// The block's account: a fault means that the budget does not cover the block, of which
+    /// nothing was executed.
+    Budget,
+}
+
+/// How the guest's registers are found while a piece of host code runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Recovery {
+    /// By spill slot: the host register whose guest value is there.
+    pub spilled: [Option<u8>; 4],
+    /// RDI holds a host address.
+    pub rdi_relocated: bool,
+    /// Whose work it is.
+    pub purpose: Purpose,
+}
+
+impl Recovery {
+    /// Every register is where it belongs.
+    pub const PLAIN: Self =
+        Self { spilled: [None; 4], rdi_relocated: false, purpose: Purpose::Instruction };
+}
+
+/// From here to the next entry, host code works for one guest instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SideEntry {
+    /// Offset of the host code.
+    pub host: u32,
+    /// Offset of the guest instruction from the block's first.
+    pub guest: u32,
+    /// How many instructions of the block come before it.
+    pub index: u16,
+    /// How the state is recovered.
+    pub recovery: Recovery,
+}
+
+/// See the file's head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TranslatedBlock {
+    /// Host code, to be put at a multiple of [`CODE_ALIGNMENT`].
+    pub code: Vec<u8>,
+    /// Ways out, by offset.
+    pub exits: Vec<Exit>,
+    /// To be resolved when the code is put in place.
+    pub relocations: Vec<Relocation>,
+    /// By offset of host code.
+    pub side_table: Vec<SideEntry>,
+    /// Bytes of guest code that it was made from, from the block's address on.
+    pub guest_bytes: u32,
+    /// Guest instructions in it, the one that it leaves to an assist apart.
+    pub instructions: u16,
+}
+
+/// Alignment of a block's host code, in bytes.
+pub const CODE_ALIGNMENT: usize = 16;
+
+impl TranslatedBlock {
+    /// The side table's entry for an offset of the host code.
+    #[must_use]
+    pub fn side_entry(&self, offset: u32) -> Option<&SideEntry> {
+        let after = self.side_table.partition_point(|entry| entry.host <= offset);
+        self.side_table.get(after.checked_sub(1)?)
+    }
+
+    /// The way out whose `call` returns to this offset.
+    #[must_use]
+    pub fn exit(&self, offset: u32) -> Option<&Exit> {
+        let index = self.exits.binary_search_by_key(&offset, |exit| exit.offset).ok()?;
+        self.exits.get(index)
+    }
+}

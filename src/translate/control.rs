@@ -1,0 +1,217 @@
+//! Transfers of control. A direct jump inside the region is a jump whose displacement is pointed at
+//! its target once that is translated; every other one looks the target up in the vCPU's jump cache,
+//! inline. Backward and indirect ones poll first, so that a request to leave is seen.
+
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+
+use super::block::{Leave, Stub};
+use super::classify::{Class, class};
+use super::emit::{FREE, GUEST_RSP, RCX};
+use super::operand::{Loans, NeedsAssist, number};
+use super::vcpu_block::at;
+use super::{Flow, Translator, Work};
+use crate::guest::GuestAddress;
+
+impl Translator {
+    pub(super) fn control(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Flow {
+        let result = match class(instruction.code()) {
+            Class::Jump => self.jump(work, instruction),
+            Class::Conditional => self.conditional(work, instruction),
+            Class::CountedBranch => self.counted_branch(work, instruction),
+            Class::Call => self.call(work, instruction),
+            Class::JumpIndirect => self.jump_indirect(work, instruction),
+            Class::CallIndirect => self.call_indirect(work, instruction),
+            _ => self.ret(work, instruction),
+        };
+        if result.is_err() {
+            work.assist();
+            work.done += instruction.len() as u32;
+        }
+        Flow::End
+    }
+
+    /// Goes on at `target`, everything before it being done.
+    pub(super) fn go_on(&mut self, work: &mut Work<'_>, target: GuestAddress) {
+        if !work.is_inside(target) {
+            return self.cross(work, target);
+        }
+        let emitter = &mut work.emitter;
+        emitter.align_end(5);
+        emitter.bytes(&[0xe9, 0, 0, 0, 0]);
+        let patch = emitter.offset() - 4;
+        emitter.leave(Stub::Direct, Leave::Direct { target, patch });
+    }
+
+    /// Goes on at `target` in another region.
+    fn cross(&mut self, work: &mut Work<'_>, target: GuestAddress) {
+        work.emitter.constant(FREE, target.0);
+        work.emitter.find_target(target);
+        work.emitter.restore(0);
+        work.emitter.jump_to_target();
+    }
+
+    fn jump(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Result<(), NeedsAssist> {
+        let target = self.constant_target(work, instruction)?;
+        work.pass(instruction);
+        self.go_on(work, target);
+        Ok(())
+    }
+
+    fn conditional(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), NeedsAssist> {
+        let target = self.constant_target(work, instruction)?;
+        work.pass(instruction);
+        // iced-x86 numbers conditions like the opcodes, from 1 on.
+        let condition = instruction.condition_code() as u8 - 1;
+        work.emitter.align_end(6);
+        work.emitter.bytes(&[0x0f, 0x80 | condition, 0, 0, 0, 0]);
+        let patch = work.emitter.offset() - 4;
+        let next = work.pc();
+        self.go_on(work, next);
+        work.emitter.land(patch);
+        if work.is_inside(target) {
+            work.emitter.leave(Stub::Direct, Leave::Direct { target, patch });
+        } else {
+            self.cross(work, target);
+        }
+        Ok(())
+    }
+
+    /// LOOP and JRCXZ test RCX, which is the host's: the instruction decides by itself.
+    fn counted_branch(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), NeedsAssist> {
+        let target = self.constant_target(work, instruction)?;
+        work.pass(instruction);
+        let opcode = match instruction.mnemonic() {
+            Mnemonic::Loopne => 0xe0,
+            Mnemonic::Loope => 0xe1,
+            Mnemonic::Loop => 0xe2,
+            _ => 0xe3,
+        };
+        if instruction.code().op_code().address_size() == 32 {
+            work.emitter.bytes(&[0x67]);
+        }
+        work.emitter.bytes(&[opcode, 0]);
+        let taken = work.emitter.offset() - 1;
+        let next = work.pc();
+        self.go_on(work, next);
+        work.emitter.land_short(taken);
+        self.go_on(work, target);
+        Ok(())
+    }
+
+    fn call(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Result<(), NeedsAssist> {
+        let target = self.constant_target(work, instruction)?;
+        self.probe_stack(work);
+        let back = instruction.next_ip();
+        let emitter = &mut work.emitter;
+        match i32::try_from(back as i64) {
+            Ok(back) => emitter.guest_store_constant(GUEST_RSP, -8, back, 8),
+            Err(_) => {
+                emitter.constant(FREE, back);
+                emitter.guest_store(GUEST_RSP, -8, FREE, 8);
+            }
+        }
+        emitter.lea(GUEST_RSP, GUEST_RSP, -8);
+        work.pass(instruction);
+        self.go_on(work, target);
+        Ok(())
+    }
+
+    fn jump_indirect(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), NeedsAssist> {
+        work.emitter.poll();
+        self.target_to_free(work, instruction)?;
+        let branch = work.pc();
+        work.pass(instruction);
+        work.emitter.find_target(branch);
+        work.emitter.restore(0);
+        work.emitter.jump_to_target();
+        Ok(())
+    }
+
+    fn call_indirect(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), NeedsAssist> {
+        work.emitter.poll();
+        self.probe_stack(work);
+        self.target_to_free(work, instruction)?;
+        let emitter = &mut work.emitter;
+        emitter.find_target(GuestAddress(instruction.ip()));
+        emitter.constant(RCX, instruction.next_ip());
+        emitter.guest_store(GUEST_RSP, -8, RCX, 8);
+        emitter.restore(0);
+        emitter.lea(GUEST_RSP, GUEST_RSP, -8);
+        emitter.jump_to_target();
+        work.pass(instruction);
+        Ok(())
+    }
+
+    fn ret(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Result<(), NeedsAssist> {
+        work.emitter.poll();
+        self.probe_stack(work);
+        let popped = match instruction.code() {
+            Code::Retnq_imm16 => 8 + i32::from(instruction.immediate16()),
+            _ => 8,
+        };
+        let emitter = &mut work.emitter;
+        emitter.guest_load(FREE, GUEST_RSP, 0, 8);
+        emitter.find_target(GuestAddress(instruction.ip()));
+        emitter.restore(0);
+        emitter.lea(GUEST_RSP, GUEST_RSP, popped);
+        emitter.jump_to_target();
+        work.pass(instruction);
+        Ok(())
+    }
+
+    /// The target of a direct branch, polled for if it is backward.
+    fn constant_target(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<GuestAddress, NeedsAssist> {
+        let target = instruction.near_branch_target();
+        if !is_canonical(target) {
+            return Err(NeedsAssist);
+        }
+        if target <= instruction.ip() {
+            work.emitter.poll();
+        }
+        Ok(GuestAddress(target))
+    }
+
+    /// R14 ← the operand of an indirect branch.
+    fn target_to_free(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), NeedsAssist> {
+        if instruction.op0_kind() == OpKind::Register {
+            match number(instruction.op0_register()) {
+                4 => work.emitter.copy(FREE, GUEST_RSP),
+                register @ (14 | 15) => work.emitter.load(FREE, at::gpr(register)),
+                register => work.emitter.copy(FREE, register),
+            }
+            return Ok(());
+        }
+        let loans = Loans::new(super::operand::address_registers(instruction), false);
+        self.operand_to_free(&mut work.emitter, instruction, Code::Mov_r64_rm64, loans)
+    }
+}
+
+/// Whether bits 63–47 of an address are all alike.
+pub(crate) fn is_canonical(address: u64) -> bool {
+    let high = address as i64 >> 47;
+    high == 0 || high == -1
+}

@@ -1,0 +1,318 @@
+//! [`Emitter`]: host code, byte by byte, with its side table. Everything here leaves flags alone but
+//! what says otherwise.
+//!
+//! Host registers are numbers 0–15 in encoding order. RSP is the vCPU's block, R15 the guest's RSP,
+//! and R14 is free between guest instructions.
+
+use dynasmrt::{DynasmApi, SimpleAssembler, dynasm};
+
+use super::block::{Exit, Leave, Purpose, Recovery, Relocation, SideEntry, Stub, TranslatedBlock};
+use super::vcpu_block::{ProbeShape, at};
+
+/// Host register that holds the guest's RSP.
+pub(super) const GUEST_RSP: u8 = 15;
+/// Host register that is free between guest instructions.
+pub(super) const FREE: u8 = 14;
+/// RCX, which JRCXZ tests.
+pub(super) const RCX: u8 = 1;
+
+/// See the file's head.
+pub(super) struct Emitter {
+    ops: SimpleAssembler,
+    exits: Vec<Exit>,
+    relocations: Vec<Relocation>,
+    side_table: Vec<SideEntry>,
+    /// Offset and number of the guest instruction in hand.
+    guest: u32,
+    index: u16,
+    /// How its state is recovered from here on.
+    recovery: Recovery,
+}
+
+impl Emitter {
+    pub(super) fn new() -> Self {
+        Self {
+            ops: SimpleAssembler { ops: Vec::with_capacity(1024) },
+            exits: Vec::with_capacity(4),
+            relocations: Vec::with_capacity(4),
+            side_table: Vec::with_capacity(32),
+            guest: 0,
+            index: 0,
+            recovery: Recovery::PLAIN,
+        }
+    }
+
+    /// Code from here on works for the guest instruction at offset `guest`, the `index`-th.
+    pub(super) fn begin(&mut self, guest: u32, index: u16) {
+        self.guest = guest;
+        self.index = index;
+        self.recover(Recovery::PLAIN);
+    }
+
+    /// From here on, the state is recovered so.
+    fn recover(&mut self, recovery: Recovery) {
+        self.recovery = recovery;
+        let host = self.offset();
+        let entry = SideEntry { host, guest: self.guest, index: self.index, recovery };
+        match self.side_table.last_mut() {
+            Some(last) if last.host == host => *last = entry,
+            Some(last) if (last.guest, last.index, last.recovery) == (self.guest, self.index, recovery) => {}
+            _ => self.side_table.push(entry),
+        }
+    }
+
+    /// Emits what `body` emits for another purpose than the instruction's own.
+    fn with_purpose(&mut self, purpose: Purpose, body: impl FnOnce(&mut Self)) {
+        let before = self.recovery;
+        self.recover(Recovery { purpose, ..before });
+        body(self);
+        self.recover(before);
+    }
+
+    /// From here on, RDI holds a host address or does not.
+    pub(super) fn relocated(&mut self, rdi_relocated: bool) {
+        self.recover(Recovery { rdi_relocated, ..self.recovery });
+    }
+
+    /// Puts a host register away, to be used for something else.
+    pub(super) fn spill(&mut self, slot: usize, register: u8) {
+        self.store(at::spill(slot), register);
+        let mut recovery = self.recovery;
+        recovery.spilled[slot] = Some(register);
+        self.recover(recovery);
+    }
+
+    /// Puts it back.
+    pub(super) fn restore(&mut self, slot: usize) {
+        if let Some(register) = self.recovery.spilled[slot] {
+            self.load(register, at::spill(slot));
+            let mut recovery = self.recovery;
+            recovery.spilled[slot] = None;
+            self.recover(recovery);
+        }
+    }
+
+    pub(super) fn offset(&self) -> u32 {
+        self.ops.ops.len() as u32
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.ops.ops.extend_from_slice(bytes);
+    }
+
+    /// `register ← block[offset]`
+    pub(super) fn load(&mut self, register: u8, offset: i32) {
+        dynasm!(self.ops; .arch x64; mov Rq(register), [rsp + offset]);
+    }
+
+    /// `block[offset] ← register`
+    pub(super) fn store(&mut self, offset: i32, register: u8) {
+        dynasm!(self.ops; .arch x64; mov [rsp + offset], Rq(register));
+    }
+
+    /// `to ← from`
+    pub(super) fn copy(&mut self, to: u8, from: u8) {
+        dynasm!(self.ops; .arch x64; mov Rq(to), Rq(from));
+    }
+
+    /// `to ← base + offset`
+    pub(super) fn lea(&mut self, to: u8, base: u8, offset: i32) {
+        dynasm!(self.ops; .arch x64; lea Rq(to), [Rq(base) + offset]);
+    }
+
+    /// `to ← base + index`
+    pub(super) fn add(&mut self, to: u8, base: u8, index: u8) {
+        dynasm!(self.ops; .arch x64; lea Rq(to), [Rq(base) + Rq(index)]);
+    }
+
+    /// `register ← value`, by the shortest encoding.
+    pub(super) fn constant(&mut self, register: u8, value: u64) {
+        if u32::try_from(value).is_ok() {
+            dynasm!(self.ops; .arch x64; mov Rd(register), value as i32);
+        } else if i32::try_from(value as i64).is_ok() {
+            dynasm!(self.ops; .arch x64; mov Rq(register), value as i32);
+        } else {
+            dynasm!(self.ops; .arch x64; mov Rq(register), QWORD value as i64);
+        }
+    }
+
+    /// `register ←` its low half.
+    pub(super) fn zero_extend(&mut self, register: u8) {
+        dynasm!(self.ops; .arch x64; mov Rd(register), Rd(register));
+    }
+
+    /// Leaves with [`Stub::Changed`] unless `size` bytes of guest memory at `address`, a constant in
+    /// the window, are `word`. Uses R14.
+    pub(super) fn compare_guest(&mut self, address: u64, size: u8, word: u64) {
+        self.constant(FREE, address);
+        self.bytes(&[0x65]);
+        match size {
+            8 => dynasm!(self.ops; .arch x64; mov r14, [r14]),
+            4 => dynasm!(self.ops; .arch x64; mov r14d, [r14]),
+            2 => dynasm!(self.ops; .arch x64; movzx r14d, WORD [r14]),
+            _ => dynasm!(self.ops; .arch x64; movzx r14d, BYTE [r14]),
+        }
+        self.spill(0, RCX);
+        self.constant(RCX, word.wrapping_neg());
+        self.add(RCX, RCX, FREE);
+        self.bytes(&[0xe3, 0]);
+        let same = self.offset() - 1;
+        self.load(RCX, at::spill(0));
+        self.leave(Stub::Changed, Leave::Changed);
+        self.land_short(same);
+        self.restore(0);
+    }
+
+    /// Faults unless the address in `register` lies in the window, or itself faults when used.
+    /// `scratch` may be the same register, which is then lost.
+    pub(super) fn probe(&mut self, shape: ProbeShape, register: u8, scratch: u8) {
+        let shift = shape.shift as i8;
+        self.with_purpose(Purpose::Probe, |emitter| {
+            dynasm!(emitter.ops
+                ; .arch x64
+                ; rorx Rq(scratch), Rq(register), shift
+                ; movzx Rd(scratch), Rw(scratch)
+                ; mov Rd(scratch), [rsp + Rq(scratch) * 8 + shape.base]
+            );
+        });
+    }
+
+    /// Faults if the vCPU is asked to leave. Uses R14.
+    pub(super) fn poll(&mut self) {
+        self.with_purpose(Purpose::Poll, |emitter| {
+            dynasm!(emitter.ops; .arch x64; mov r14, [rsp + at::POLL]; mov r14d, [r14]);
+        });
+    }
+
+    /// Takes the block's instructions off the budget; faults where that makes it negative. Uses R14.
+    /// Gives the place of their number, for [`Self::set_account`].
+    pub(super) fn account(&mut self, shape: ProbeShape) -> u32 {
+        let (mut place, unknown) = (0, 0);
+        self.with_purpose(Purpose::Budget, |emitter| {
+            dynasm!(emitter.ops
+                ; .arch x64
+                ; mov r14, [rsp + at::BUDGET]
+                ; lea r14, [r14 + unknown]
+            );
+            place = emitter.offset() - 4;
+            dynasm!(emitter.ops
+                ; .arch x64
+                ; mov [rsp + at::BUDGET], r14
+                ; rorx r14, r14, 48
+                ; movzx r14d, r14w
+                ; mov r14d, [rsp + r14 * 8 + shape.base]
+            );
+        });
+        place
+    }
+
+    /// Says how many instructions an account takes.
+    pub(super) fn set_account(&mut self, place: u32, count: u16) {
+        let bytes = (-i32::from(count)).to_le_bytes();
+        self.ops.ops[place as usize..place as usize + 4].copy_from_slice(&bytes);
+    }
+
+    /// `register ← guest memory[base + offset]`, 8 bytes or the low 2.
+    pub(super) fn guest_load(&mut self, register: u8, base: u8, offset: i32, bytes: u8) {
+        dynasm!(self.ops; .arch x64; .u8 0x65);
+        if bytes == 2 {
+            dynasm!(self.ops; .arch x64; mov Rw(register), [Rq(base) + offset]);
+        } else {
+            dynasm!(self.ops; .arch x64; mov Rq(register), [Rq(base) + offset]);
+        }
+    }
+
+    /// `guest memory[base + offset] ← register`, 8 bytes or the low 2.
+    pub(super) fn guest_store(&mut self, base: u8, offset: i32, register: u8, bytes: u8) {
+        dynasm!(self.ops; .arch x64; .u8 0x65);
+        if bytes == 2 {
+            dynasm!(self.ops; .arch x64; mov [Rq(base) + offset], Rw(register));
+        } else {
+            dynasm!(self.ops; .arch x64; mov [Rq(base) + offset], Rq(register));
+        }
+    }
+
+    /// `guest memory[base + offset] ← value`, sign-extended to 8 bytes or cut to 2.
+    pub(super) fn guest_store_constant(&mut self, base: u8, offset: i32, value: i32, bytes: u8) {
+        dynasm!(self.ops; .arch x64; .u8 0x65);
+        if bytes == 2 {
+            dynasm!(self.ops; .arch x64; mov WORD [Rq(base) + offset], value as i16);
+        } else {
+            dynasm!(self.ops; .arch x64; mov QWORD [Rq(base) + offset], value);
+        }
+    }
+
+    /// A `call` of a stub, which means `leave`.
+    pub(super) fn leave(&mut self, stub: Stub, leave: Leave) {
+        self.bytes(&[0xe8]);
+        self.relocations.push(Relocation { offset: self.offset(), stub });
+        self.bytes(&[0; 4]);
+        self.exits.push(Exit { offset: self.offset(), leave });
+    }
+
+    /// No-operations until the next `length` bytes end at a multiple of four.
+    pub(super) fn align_end(&mut self, length: u32) {
+        let missing = (self.offset() + length).next_multiple_of(4) - (self.offset() + length);
+        let padding: &[u8] = match missing {
+            0 => &[],
+            1 => &[0x90],
+            2 => &[0x66, 0x90],
+            _ => &[0x0f, 0x1f, 0x00],
+        };
+        self.bytes(padding);
+    }
+
+    /// Points the rel32 at `place` at the present end.
+    pub(super) fn land(&mut self, place: u32) {
+        let distance = self.offset() - (place + 4);
+        self.ops.ops[place as usize..place as usize + 4].copy_from_slice(&distance.to_le_bytes());
+    }
+
+    /// Points the rel8 at `place` at the present end, which is near enough.
+    pub(super) fn land_short(&mut self, place: u32) {
+        let distance = self.offset() - (place + 1);
+        self.ops.ops[place as usize] =
+            i8::try_from(distance).expect("a short jump passes a few instructions") as u8;
+    }
+
+    /// R14 is the target of an indirect branch at `branch`: falls through with R14 and RCX lost,
+    /// RCX's value in spill slot 0, once the target is in the jump cache.
+    pub(super) fn find_target(&mut self, branch: crate::guest::GuestAddress) {
+        self.spill(0, RCX);
+        dynasm!(self.ops
+            ; .arch x64
+            ; movzx ecx, r14w
+            ; mov rcx, [rsp + rcx * 8 + at::JUMP_TAGS]
+            ; lea rcx, [rcx + r14]
+            ; .u8 0xe3; .u8 0
+        );
+        let hit = self.offset() - 1;
+        dynasm!(self.ops; .arch x64; mov rcx, [rsp + at::spill(0)]; mov [rsp + at::TARGET], r14);
+        self.leave(Stub::Indirect, Leave::Indirect { branch });
+        self.land_short(hit);
+    }
+
+    /// Ends [`Self::find_target`]: goes to the translation of the target, which is still in R14.
+    pub(super) fn jump_to_target(&mut self) {
+        dynasm!(self.ops; .arch x64; movzx r14d, r14w; jmp QWORD [rsp + r14 * 8 + at::JUMP_HOSTS]);
+    }
+
+    pub(super) fn finish(self, guest_bytes: u32, instructions: u16) -> TranslatedBlock {
+        TranslatedBlock {
+            code: self.ops.ops,
+            exits: self.exits,
+            relocations: self.relocations,
+            side_table: self.side_table,
+            guest_bytes,
+            instructions,
+        }
+    }
+}
+
+/// Raw access for the few sequences that have one user each.
+impl Emitter {
+    /// The assembler, for `dynasm!`.
+    pub(super) fn assembler(&mut self) -> &mut SimpleAssembler {
+        &mut self.ops
+    }
+}

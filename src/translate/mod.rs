@@ -1,0 +1,432 @@
+//! [`Translator`]: guest code to host code, block by block. Pure: no system calls, no atomics; bytes
+//! in, bytes out.
+//!
+//! Guest and host have the same instruction set, so most instructions are their own translation.
+//! What changes: memory operands get the window's segment and a probe ([`operand`]), transfers of
+//! control stay in the code cache ([`control`]), stack and string instructions, which name their
+//! memory without an operand, are spelt out ([`stack`], [`string`]), and a list of others is left to
+//! the run loop ([`classify`]).
+//!
+//! Rules that keep the guest's state exact at any fault: nothing that is emitted around an
+//! instruction touches flags; what it borrows is in the side table; a guest instruction changes its
+//! first register after its last access to memory.
+
+mod block;
+mod classify;
+mod control;
+mod emit;
+mod operand;
+mod stack;
+mod string;
+mod vcpu_block;
+
+use iced_x86::{
+    Code, Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
+    OpAccess, OpKind, Register,
+};
+
+pub use block::{
+    CODE_ALIGNMENT, Exit, Leave, Purpose, Recovery, Relocation, SideEntry, Stub, TranslatedBlock,
+};
+pub use classify::{Class, class};
+pub(crate) use control::is_canonical;
+pub(crate) use vcpu_block::at;
+pub use vcpu_block::{PROBE_REACH, ProbeShape, SLOT_BYTES, VcpuBlock, XSAVE_BYTES};
+
+use self::emit::Emitter;
+use self::operand::{Loans, NeedsAssist, Probed, explicit_registers, number};
+use crate::guest::GuestAddress;
+
+/// Most instructions of a block.
+pub const MOST_INSTRUCTIONS: u16 = 64;
+
+/// What is to be translated.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Address of the first instruction.
+    pub pc: GuestAddress,
+    /// Executable bytes from there on, as many as there are up to some limit.
+    pub code: &'a [u8],
+    /// The span that direct jumps may stay in, first and last address. Blocks end at its end, but
+    /// their last instruction may go beyond.
+    pub span: (GuestAddress, GuestAddress),
+    /// Addresses that only the run loop may pass, in order.
+    pub stops: &'a [GuestAddress],
+    /// The block takes its instructions off the budget.
+    pub counted: bool,
+    /// The block compares its source bytes before it runs and ends after each store.
+    pub checked: bool,
+}
+
+/// See the file's head.
+pub struct Translator {
+    window_bits: u32,
+    probe: ProbeShape,
+    encoder: Encoder,
+    information: InstructionInfoFactory,
+    /// By opcode: general-purpose registers written that are no operand, once it is known.
+    implicit: Vec<Option<u16>>,
+    probed: Probed,
+    /// Where in the slot the memory operand is, when it is not in the window.
+    slot: Option<u32>,
+}
+
+impl std::fmt::Debug for Translator {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Translator").field("window_bits", &self.window_bits).finish()
+    }
+}
+
+/// A block under way.
+struct Work<'a> {
+    request: &'a Request<'a>,
+    emitter: Emitter,
+    /// Guest bytes and instructions done.
+    done: u32,
+    count: u16,
+}
+
+/// Whether the block goes on.
+enum Flow {
+    Next,
+    End,
+}
+
+impl Translator {
+    /// A translator for guests in a window of 2^`window_bits` bytes.
+    #[must_use]
+    pub fn new(window_bits: u32) -> Self {
+        Self {
+            window_bits,
+            probe: ProbeShape::new(window_bits),
+            encoder: Encoder::new(64),
+            information: InstructionInfoFactory::new(),
+            implicit: vec![None; Code::values().len()],
+            probed: Probed::default(),
+            slot: None,
+        }
+    }
+
+    /// Translates the block that starts at `request.pc`. A first instruction that only the run loop
+    /// can execute, or that cannot be fetched, makes a block that leaves at once.
+    pub fn block(&mut self, request: &Request<'_>) -> TranslatedBlock {
+        if !request.checked {
+            return self.block_with(request, None);
+        }
+        let length = self.block_with(request, None).guest_bytes;
+        self.block_with(request, Some(length))
+    }
+
+    /// Translates one instruction of class [`Class::Plain`] or [`Class::RevealsPointers`], to be run
+    /// once. If `slot` is given, its memory operand is there in the vCPU's slot.
+    pub fn single(
+        &mut self,
+        pc: GuestAddress,
+        instruction: &Instruction,
+        bytes: &[u8],
+        slot: Option<u32>,
+    ) -> Option<TranslatedBlock> {
+        self.slot = slot;
+        self.probed = Probed::default();
+        let mut emitter = Emitter::new();
+        emitter.begin(0, 0);
+        let result = self.moved(&mut emitter, instruction, bytes);
+        self.slot = None;
+        result.ok()?;
+        let target = pc.wrapping_add(bytes.len() as u64);
+        emitter.leave(Stub::Next, Leave::Next { target });
+        Some(emitter.finish(bytes.len() as u32, 1))
+    }
+
+    fn block_with(&mut self, request: &Request<'_>, checked: Option<u32>) -> TranslatedBlock {
+        self.probed = Probed::default();
+        let mut work = Work { request, emitter: Emitter::new(), done: 0, count: 0 };
+        work.emitter.begin(0, 0);
+        if let Some(length) = checked {
+            work.compare_source(length);
+        }
+        let account = request.counted.then(|| work.emitter.account(self.probe));
+        let mut decoder =
+            Decoder::with_ip(64, request.code, request.pc.0, DecoderOptions::NONE);
+        let mut instruction = Instruction::default();
+        loop {
+            let pc = work.pc();
+            let stop = work.done > 0 && (pc < request.span.0 || pc > request.span.1);
+            let stop = stop || work.count == MOST_INSTRUCTIONS;
+            if stop || (work.done > 0 && request.stops.binary_search(&pc).is_ok()) {
+                self.go_on(&mut work, pc);
+                break;
+            }
+            if request.stops.binary_search(&pc).is_ok() {
+                work.assist();
+                break;
+            }
+            decoder.decode_out(&mut instruction);
+            if decoder.last_error() == DecoderError::NoMoreBytes {
+                if work.done > 0 { self.go_on(&mut work, pc) } else { work.assist() }
+                break;
+            }
+            match self.instruction(&mut work, &instruction) {
+                Flow::Next => {}
+                Flow::End => break,
+            }
+            if request.checked && self.stores(&instruction) {
+                let pc = work.pc();
+                self.go_on(&mut work, pc);
+                break;
+            }
+        }
+        if let Some(place) = account {
+            work.emitter.set_account(place, work.count);
+        }
+        work.emitter.finish(work.done, work.count)
+    }
+
+    fn instruction(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Flow {
+        let start = work.done as usize;
+        let bytes = &work.request.code[start..start + instruction.len()];
+        work.emitter.begin(work.done, work.count);
+        let result = match class(instruction.code()) {
+            Class::Plain => self.plain(work, instruction, bytes),
+            Class::Lea => self.address(work, instruction, bytes),
+            Class::Nop => Ok(()),
+            Class::Hint => self.hint(work, instruction, bytes),
+            Class::Absolute => self.absolute(work, instruction),
+            Class::BitString => self.bit_string(work, instruction, bytes),
+            Class::Table => self.table(work, instruction),
+            Class::MaskMove => self.mask_move(work, instruction),
+            Class::String => self.string(work, instruction),
+            Class::Push => self.push(work, instruction),
+            Class::Pop => self.pop(work, instruction),
+            Class::PushFlags => self.push_flags(work),
+            Class::PopFlags => self.pop_flags(work),
+            Class::Leave => self.leave_frame(work),
+            Class::ReadBase => self.read_base(work, instruction),
+            Class::Jump
+            | Class::Conditional
+            | Class::CountedBranch
+            | Class::Call
+            | Class::JumpIndirect
+            | Class::CallIndirect
+            | Class::Return => return self.control(work, instruction),
+            Class::RevealsPointers | Class::Assist | Class::Undefined | Class::Unsupported => {
+                Err(NeedsAssist)
+            }
+        };
+        match result {
+            Ok(()) => {
+                work.pass(instruction);
+                Flow::Next
+            }
+            Err(NeedsAssist) => {
+                work.assist();
+                work.done += instruction.len() as u32;
+                Flow::End
+            }
+        }
+    }
+
+    fn plain(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+        bytes: &[u8],
+    ) -> Result<(), NeedsAssist> {
+        self.moved(&mut work.emitter, instruction, bytes)?;
+        self.note_writes(instruction);
+        Ok(())
+    }
+
+    /// Forgets what was probed and is now overwritten.
+    fn note_writes(&mut self, instruction: &Instruction) {
+        if let Some((register, distance)) = constant_step(instruction) {
+            return self.probed.moved(register, distance);
+        }
+        let implicit = self.implicit_writes(instruction);
+        self.probed.forget_all(explicit_registers(instruction) | implicit);
+    }
+
+    fn implicit_writes(&mut self, instruction: &Instruction) -> u16 {
+        let index = instruction.code() as usize;
+        if let Some(known) = self.implicit[index] {
+            return known;
+        }
+        let used = self.information.info(instruction).used_registers();
+        let written = used.iter().filter(|used| {
+            !matches!(used.access(), OpAccess::None | OpAccess::Read | OpAccess::CondRead)
+                && used.register().is_gpr()
+        });
+        let mask = written.fold(0, |mask, used| mask | 1 << number(used.register()));
+        self.implicit[index] = Some(mask & !explicit_registers(instruction));
+        mask
+    }
+
+    /// Whether an instruction writes to memory.
+    fn stores(&mut self, instruction: &Instruction) -> bool {
+        let writes = |access: OpAccess| {
+            !matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess)
+        };
+        self.information.info(instruction).used_memory().iter().any(|memory| writes(memory.access()))
+    }
+
+    fn address(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+        bytes: &[u8],
+    ) -> Result<(), NeedsAssist> {
+        let mut plain = *instruction;
+        // A base of its own would be ignored and cost a prefix.
+        plain.set_segment_prefix(Register::None);
+        self.load_address(&mut work.emitter, &plain, bytes);
+        self.note_writes(instruction);
+        Ok(())
+    }
+
+    /// An access that cannot fault needs no probe.
+    fn hint(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+        _bytes: &[u8],
+    ) -> Result<(), NeedsAssist> {
+        // It changes nothing that a guest can see, and whether it helps is the host's guess: near
+        // addresses are worth it, the others are left out.
+        let base = instruction.memory_base();
+        let simple = base.is_gpr64()
+            && instruction.memory_index() == Register::None
+            && ![4, 14, 15].contains(&number(base))
+            && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
+        if simple {
+            let mut moved = *instruction;
+            moved.set_segment_prefix(Register::GS);
+            self.encode(&mut work.emitter, &moved);
+        }
+        Ok(())
+    }
+
+    /// MOV between the accumulator and an absolute address, by the forms that take a register.
+    fn absolute(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Result<(), NeedsAssist> {
+        use Code as C;
+        let (code, store, register) = match instruction.code() {
+            C::Mov_AL_moffs8 => (C::Mov_r8_rm8, false, Register::AL),
+            C::Mov_AX_moffs16 => (C::Mov_r16_rm16, false, Register::AX),
+            C::Mov_EAX_moffs32 => (C::Mov_r32_rm32, false, Register::EAX),
+            C::Mov_RAX_moffs64 => (C::Mov_r64_rm64, false, Register::RAX),
+            C::Mov_moffs8_AL => (C::Mov_rm8_r8, true, Register::AL),
+            C::Mov_moffs16_AX => (C::Mov_rm16_r16, true, Register::AX),
+            C::Mov_moffs32_EAX => (C::Mov_rm32_r32, true, Register::EAX),
+            _ => (C::Mov_rm64_r64, true, Register::RAX),
+        };
+        let address = instruction.memory_displacement64();
+        let based = matches!(instruction.memory_segment(), Register::FS | Register::GS);
+        if based || address >= 1 << self.window_bits {
+            return Err(NeedsAssist);
+        }
+        let mut loans = Loans::new(1, false);
+        let home = loans.take(&mut work.emitter);
+        work.emitter.constant(home, address);
+        let mut moved = Instruction::default();
+        moved.set_code(code);
+        let (of_register, of_memory) = if store { (1, 0) } else { (0, 1) };
+        set_kind(&mut moved, of_register, OpKind::Register);
+        moved.set_op_register(of_register, register);
+        set_kind(&mut moved, of_memory, OpKind::Memory);
+        moved.set_memory_base(operand::gpr64(home));
+        moved.set_segment_prefix(Register::GS);
+        self.encode(&mut work.emitter, &moved);
+        loans.end(&mut work.emitter);
+        self.probed.forget(0);
+        Ok(())
+    }
+
+    fn read_base(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Result<(), NeedsAssist> {
+        use iced_x86::Mnemonic as M;
+        let fs = instruction.mnemonic() == M::Rdfsbase;
+        let register = instruction.op0_register();
+        let guest = number(register);
+        let home = match guest {
+            4 => emit::GUEST_RSP,
+            14 | 15 => emit::FREE,
+            other => other,
+        };
+        work.emitter.load(home, if fs { at::FS_BASE } else { at::GS_BASE });
+        if register.is_gpr32() {
+            work.emitter.zero_extend(home);
+        }
+        if home == emit::FREE {
+            work.emitter.store(at::gpr(guest), home);
+        }
+        self.probed.forget(guest);
+        Ok(())
+    }
+}
+
+/// Sets the kind of an operand whose index is known to be valid.
+fn set_kind(instruction: &mut Instruction, operand: u32, kind: OpKind) {
+    instruction.set_op_kind(operand, kind);
+}
+
+/// `add` or `sub` of a constant to a 64-bit register: which, and how far it moves.
+fn constant_step(instruction: &Instruction) -> Option<(u8, i32)> {
+    use Code as C;
+    let sign = match instruction.code() {
+        C::Add_rm64_imm8 | C::Add_rm64_imm32 => 1,
+        C::Sub_rm64_imm8 | C::Sub_rm64_imm32 => -1,
+        C::Inc_rm64 if instruction.op0_kind() == OpKind::Register => {
+            return Some((number(instruction.op0_register()), 1));
+        }
+        C::Dec_rm64 if instruction.op0_kind() == OpKind::Register => {
+            return Some((number(instruction.op0_register()), -1));
+        }
+        _ => return None,
+    };
+    if instruction.op0_kind() != OpKind::Register {
+        return None;
+    }
+    let distance = i32::try_from(sign * (instruction.immediate(1) as i64)).ok()?;
+    Some((number(instruction.op0_register()), distance))
+}
+
+impl Work<'_> {
+    /// The address of the next instruction.
+    fn pc(&self) -> GuestAddress {
+        self.request.pc.wrapping_add(u64::from(self.done))
+    }
+
+    /// The instruction is translated.
+    fn pass(&mut self, instruction: &Instruction) {
+        self.done += instruction.len() as u32;
+        self.count += 1;
+    }
+
+    /// Leaves the instruction in hand to the run loop.
+    fn assist(&mut self) {
+        let at = self.pc();
+        self.emitter.begin(self.done, self.count);
+        self.emitter.leave(Stub::Next, Leave::Assist { at });
+    }
+
+    /// Whether direct jumps may go to `target` without the jump cache.
+    fn is_inside(&self, target: GuestAddress) -> bool {
+        (self.request.span.0..=self.request.span.1).contains(&target)
+    }
+
+    /// Leaves with [`Stub::Changed`] unless the `length` source bytes are still what they were.
+    fn compare_source(&mut self, length: u32) {
+        let bytes = &self.request.code[..length as usize];
+        let pc = self.request.pc.0;
+        let mut offset = 0;
+        while offset < bytes.len() {
+            let left = bytes.len() - offset;
+            let size = [8, 4, 2, 1].into_iter().find(|&size| size <= left).expect("one is left");
+            let mut word = [0; 8];
+            word[..size].copy_from_slice(&bytes[offset..offset + size]);
+            self.emitter.compare_guest(pc + offset as u64, size as u8, u64::from_le_bytes(word));
+            offset += size;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,480 @@
+//! Registers and memory operands of one guest instruction, moved to where they are on the host.
+//!
+//! Guest registers are in the host registers of the same name, but for three: RSP is in R15, and R14
+//! and R15 are in the vCPU's block and are fetched into borrowed registers. A memory operand gets
+//! the window's segment and, before it, a probe of its address unless the address is known to be
+//! near one that was probed.
+
+use iced_x86::{Code, Instruction, MemoryOperand, OpKind, Register};
+
+use super::Translator;
+use super::emit::{Emitter, FREE, GUEST_RSP};
+use super::vcpu_block::at;
+
+/// Displacements up to this size are left out of a probe: the base is what is likely to be used again,
+/// and the guards around the window are wide.
+const NEAR: u64 = 1 << 16;
+
+/// A guest instruction that takes the run loop's help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NeedsAssist;
+
+/// Which guest registers hold addresses that were probed in this block, and how far they have moved
+/// since. The guards take up far more than [`Self::MOST`] bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Probed {
+    moved: [Option<i32>; 16],
+}
+
+impl Probed {
+    const MOST: i32 = 1 << 30;
+
+    pub(super) fn knows(&self, register: u8) -> bool {
+        self.moved[usize::from(register)].is_some()
+    }
+
+    pub(super) fn note(&mut self, register: u8) {
+        self.moved[usize::from(register)] = Some(0);
+    }
+
+    pub(super) fn forget(&mut self, register: u8) {
+        self.moved[usize::from(register)] = None;
+    }
+
+    pub(super) fn forget_all(&mut self, registers: u16) {
+        for register in 0..16 {
+            if registers >> register & 1 != 0 {
+                self.forget(register);
+            }
+        }
+    }
+
+    /// `register` grew by `distance`.
+    pub(super) fn moved(&mut self, register: u8, distance: i32) {
+        let moved = &mut self.moved[usize::from(register)];
+        *moved = moved
+            .and_then(|before| before.checked_add(distance))
+            .filter(|sum| sum.unsigned_abs() <= Self::MOST as u32);
+    }
+}
+
+/// Host registers lent to one instruction.
+pub(super) struct Loans {
+    /// Host registers that the instruction itself uses.
+    used: u16,
+    /// It has AH, CH, DH or BH, so no register that needs REX can stand beside.
+    no_rex: bool,
+    free_taken: bool,
+    spills: usize,
+}
+
+impl Loans {
+    /// A loan for an instruction with these explicit registers.
+    pub(super) fn new(used: u16, no_rex: bool) -> Self {
+        Self { used, no_rex, free_taken: false, spills: 0 }
+    }
+
+    /// A loan for an instruction whose guest registers are these.
+    pub(super) fn for_guest(registers: u16) -> Self {
+        Self::new(registers & !MOVED, false)
+    }
+
+    /// A loan for an instruction that uses R14 as it is.
+    pub(super) fn without_free(registers: u16) -> Self {
+        Self { free_taken: true, ..Self::for_guest(registers) }
+    }
+
+    /// A register for anything but the instruction's own operands.
+    pub(super) fn take(&mut self, emitter: &mut Emitter) -> u8 {
+        if !self.free_taken {
+            self.free_taken = true;
+            return FREE;
+        }
+        self.take_one_of(emitter, &[13, 12, 11, 10, 9, 8])
+    }
+
+    /// A register that may be an operand of the instruction.
+    pub(super) fn take_operand(&mut self, emitter: &mut Emitter) -> u8 {
+        if self.no_rex { self.take_one_of(emitter, &[7, 6, 5, 3]) } else { self.take(emitter) }
+    }
+
+    fn take_one_of(&mut self, emitter: &mut Emitter, candidates: &[u8]) -> u8 {
+        let register = *candidates
+            .iter()
+            .find(|register| self.used >> **register & 1 == 0)
+            .expect("an instruction has at most four registers");
+        self.used |= 1 << register;
+        emitter.spill(self.spills, register);
+        self.spills += 1;
+        register
+    }
+
+    /// Gives everything back.
+    pub(super) fn end(self, emitter: &mut Emitter) {
+        for slot in 0..self.spills {
+            emitter.restore(slot);
+        }
+    }
+}
+
+/// The guest's general-purpose registers among an instruction's operands, by number.
+pub(super) fn explicit_registers(instruction: &Instruction) -> u16 {
+    let operands = (0..instruction.op_count())
+        .filter(|&operand| instruction.op_kind(operand) == OpKind::Register)
+        .map(|operand| instruction.op_register(operand))
+        .filter(|register| register.is_gpr());
+    operands.fold(0, |mask, register| mask | 1 << number(register))
+}
+
+/// The registers of its memory operand.
+pub(super) fn address_registers(instruction: &Instruction) -> u16 {
+    let of = |register: Register| if register.is_gpr() { 1 << number(register) } else { 0 };
+    of(instruction.memory_base()) | of(instruction.memory_index())
+}
+
+pub(super) fn has_memory(instruction: &Instruction) -> bool {
+    instruction.op_kinds().any(|kind| kind == OpKind::Memory)
+}
+
+fn has_high_byte(instruction: &Instruction) -> bool {
+    (0..instruction.op_count()).any(|operand| {
+        instruction.op_kind(operand) == OpKind::Register && is_high(instruction.op_register(operand))
+    })
+}
+
+fn is_high(register: Register) -> bool {
+    (Register::AH..=Register::BH).contains(&register)
+}
+
+/// Encoding number of a general-purpose register; that of the whole register for AH and its like.
+pub(super) fn number(register: Register) -> u8 {
+    register.full_register().number() as u8
+}
+
+/// The register of the same size with another number.
+fn renumbered(register: Register, number: u8) -> Register {
+    let first = if register.is_gpr64() {
+        Register::RAX
+    } else if register.is_gpr32() {
+        Register::EAX
+    } else if register.is_gpr16() {
+        Register::AX
+    } else {
+        Register::AL
+    };
+    // In the list of byte registers AH to BH stand between BL and SPL.
+    let skip = if first == Register::AL && number >= 4 { 4 } else { 0 };
+    first + (u32::from(number) + skip)
+}
+
+pub(super) fn gpr64(number: u8) -> Register {
+    Register::RAX + u32::from(number)
+}
+
+fn gpr32(number: u8) -> Register {
+    Register::EAX + u32::from(number)
+}
+
+/// Guest registers that are not in the host register of their number.
+const MOVED: u16 = 1 << 4 | 1 << 14 | 1 << 15;
+
+impl Translator {
+    /// Emits a guest instruction with its operands moved. What it leaves in R14 is lost.
+    pub(super) fn moved(
+        &mut self,
+        emitter: &mut Emitter,
+        instruction: &Instruction,
+        bytes: &[u8],
+    ) -> Result<(), NeedsAssist> {
+        let registers = explicit_registers(instruction);
+        let memory = has_memory(instruction);
+        let address = if memory { address_registers(instruction) } else { 0 };
+        let slot = memory && self.slot.is_some();
+        let untouched = (registers | address) & MOVED == 0 && !slot && verbatim(bytes);
+        if untouched && !memory {
+            emitter.bytes(bytes);
+            return Ok(());
+        }
+        let mut loans = Loans::new((registers | address) & !MOVED, has_high_byte(instruction));
+        let mut moved = *instruction;
+        let near = untouched && bytes.len() < 15 && instruction.memory_base().is_gpr64();
+        if near {
+            self.probe_operand(emitter, instruction, &mut loans, &identity);
+            emitter.bytes(&[0x65]);
+            emitter.bytes(bytes);
+        } else {
+            let homes = self.fetch(emitter, registers | address, &mut loans);
+            rename_registers(&mut moved, &homes);
+            if memory {
+                self.move_operand(emitter, instruction, &mut moved, &homes, &mut loans)?;
+            }
+            self.encode(emitter, &moved);
+            put_back(emitter, registers, &homes);
+        }
+        loans.end(emitter);
+        Ok(())
+    }
+
+    /// Fetches the guest registers that are elsewhere; where each is now.
+    pub(super) fn fetch(&self, emitter: &mut Emitter, registers: u16, loans: &mut Loans) -> Homes {
+        let mut homes: Homes = std::array::from_fn(|number| number as u8);
+        for number in [14, 15] {
+            if registers >> number & 1 != 0 {
+                homes[usize::from(number)] = loans.take_operand(emitter);
+                emitter.load(homes[usize::from(number)], at::gpr(number));
+            }
+        }
+        homes[4] = GUEST_RSP;
+        if registers >> 4 & 1 != 0 && loans.no_rex {
+            homes[4] = loans.take_operand(emitter);
+            emitter.copy(homes[4], GUEST_RSP);
+        }
+        homes
+    }
+
+    /// Emits `moved`, an instruction of ours with host registers and the memory operand of `guest`.
+    pub(super) fn move_memory_only(
+        &mut self,
+        emitter: &mut Emitter,
+        guest: &Instruction,
+        mut moved: Instruction,
+        mut loans: Loans,
+    ) -> Result<(), NeedsAssist> {
+        let homes = self.fetch(emitter, address_registers(guest), &mut loans);
+        rename_address(&mut moved, &homes);
+        self.move_operand(emitter, guest, &mut moved, &homes, &mut loans)?;
+        self.encode(emitter, &moved);
+        loans.end(emitter);
+        Ok(())
+    }
+
+    /// Emits LEA.
+    pub(super) fn load_address(&mut self, emitter: &mut Emitter, instruction: &Instruction, bytes: &[u8]) {
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        let constant = instruction.is_ip_rel_memory_operand()
+            || (base == Register::None && index == Register::None);
+        let registers = explicit_registers(instruction) | address_registers(instruction);
+        if !constant && registers & MOVED == 0 && verbatim(bytes) {
+            return emitter.bytes(bytes);
+        }
+        let mut loans = Loans::for_guest(registers);
+        let homes = self.fetch(emitter, registers, &mut loans);
+        let mut moved = *instruction;
+        rename_registers(&mut moved, &homes);
+        if constant {
+            let register = moved.op0_register();
+            let address = instruction.memory_displacement64();
+            let made = match register.size() {
+                8 => Instruction::with2(Code::Mov_r64_imm64, register, address),
+                4 => Instruction::with2(Code::Mov_r32_imm32, register, address as u32),
+                _ => Instruction::with2(Code::Mov_r16_imm16, register, u32::from(address as u16)),
+            };
+            moved = made.expect("MOV takes any register and constant");
+        }
+        self.encode(emitter, &moved);
+        put_back(emitter, explicit_registers(instruction), &homes);
+        loans.end(emitter);
+    }
+
+    /// Rewrites the memory operand of `moved`, whose registers are renamed already, for the window.
+    fn move_operand(
+        &mut self,
+        emitter: &mut Emitter,
+        guest: &Instruction,
+        moved: &mut Instruction,
+        homes: &Homes,
+        loans: &mut Loans,
+    ) -> Result<(), NeedsAssist> {
+        if let Some(slot) = self.slot {
+            set_memory(moved, Register::RSP, i64::from(at::SLOT) + i64::from(slot), 8);
+            moved.set_segment_prefix(Register::None);
+            return Ok(());
+        }
+        let segment = guest.memory_segment();
+        let based = matches!(segment, Register::FS | Register::GS);
+        let (base, index) = (moved.memory_base(), moved.memory_index());
+        let constant = guest.is_ip_rel_memory_operand()
+            || (base == Register::None && index == Register::None);
+        if based {
+            let linear = self.linear_address(emitter, guest, moved, loans);
+            let scratch = loans.take(emitter);
+            emitter.probe(self.probe, linear, scratch);
+            set_memory(moved, gpr64(linear), 0, 0);
+        } else if constant {
+            let address = guest.memory_displacement64();
+            if address >= 1 << self.window_bits {
+                return Err(NeedsAssist);
+            }
+            if address < 1 << 31 {
+                set_memory(moved, Register::None, address as i64, 8);
+            } else {
+                let register = loans.take_operand(emitter);
+                emitter.constant(register, address);
+                set_memory(moved, gpr64(register), 0, 0);
+            }
+        } else if base.is_gpr64() || index.is_gpr64() {
+            self.probe_operand(emitter, guest, loans, &|number| homes[usize::from(number)]);
+        }
+        moved.set_segment_prefix(Register::GS);
+        Ok(())
+    }
+
+    /// Probes a 64-bit address of base, index and displacement, if it is not known to be near one
+    /// that was.
+    pub(super) fn probe_operand(
+        &mut self,
+        emitter: &mut Emitter,
+        guest: &Instruction,
+        loans: &mut Loans,
+        home: &dyn Fn(u8) -> u8,
+    ) {
+        let (base, index) = (guest.memory_base(), guest.memory_index());
+        let displacement = guest.memory_displacement64();
+        let near = displacement.wrapping_add(NEAR) <= 2 * NEAR;
+        if index == Register::None && near {
+            let number = number(base);
+            if !self.probed.knows(number) {
+                let scratch = loans.take(emitter);
+                emitter.probe(self.probe, home(number), scratch);
+                self.probed.note(number);
+            }
+            return;
+        }
+        let scratch = loans.take(emitter);
+        let renamed = |register: Register| {
+            if register.is_gpr() { gpr64(home(number(register))) } else { Register::None }
+        };
+        self.lea(emitter, guest, gpr64(scratch), renamed(base), renamed(index));
+        emitter.probe(self.probe, scratch, scratch);
+    }
+
+    /// The linear address of an operand of FS or GS, in a borrowed register.
+    fn linear_address(
+        &mut self,
+        emitter: &mut Emitter,
+        guest: &Instruction,
+        moved: &Instruction,
+        loans: &mut Loans,
+    ) -> u8 {
+        let linear = loans.take_operand(emitter);
+        let (base, index) = (moved.memory_base(), moved.memory_index());
+        if guest.is_ip_rel_memory_operand() || (base == Register::None && index == Register::None) {
+            emitter.constant(linear, guest.memory_displacement64());
+        } else {
+            let narrow = base.is_gpr32() || index.is_gpr32();
+            let register = if narrow { gpr32(linear) } else { gpr64(linear) };
+            self.lea(emitter, guest, register, base, index);
+        }
+        let scratch = loans.take(emitter);
+        let fs = guest.memory_segment() == Register::FS;
+        emitter.load(scratch, if fs { at::FS_BASE } else { at::GS_BASE });
+        emitter.add(linear, linear, scratch);
+        linear
+    }
+
+    /// `register ←` the effective address of an operand with other registers.
+    pub(super) fn lea(
+        &mut self,
+        emitter: &mut Emitter,
+        guest: &Instruction,
+        register: Register,
+        base: Register,
+        index: Register,
+    ) {
+        let operand = MemoryOperand::new(
+            base,
+            index,
+            guest.memory_index_scale(),
+            guest.memory_displacement64() as i32 as i64,
+            if base.is_gpr32() || index.is_gpr32() { 4 } else { 8 },
+            false,
+            Register::None,
+        );
+        let code = if register.is_gpr32() { Code::Lea_r32_m } else { Code::Lea_r64_m };
+        let lea = Instruction::with2(code, register, operand).expect("LEA takes any address");
+        self.encode(emitter, &lea);
+    }
+
+    /// Encodes an instruction of ours.
+    pub(super) fn encode(&mut self, emitter: &mut Emitter, instruction: &Instruction) {
+        self.encoder.encode(instruction, 0).unwrap_or_else(|error| {
+            panic!("{instruction:?} was made of an instruction that decodes, but: {error}")
+        });
+        let buffer = self.encoder.take_buffer();
+        emitter.bytes(&buffer);
+        let mut buffer = buffer;
+        buffer.clear();
+        self.encoder.set_buffer(buffer);
+    }
+}
+
+/// Where each guest register is.
+pub(super) type Homes = [u8; 16];
+
+fn identity(number: u8) -> u8 {
+    number
+}
+
+pub(super) fn rename_registers(instruction: &mut Instruction, homes: &Homes) {
+    for operand in 0..instruction.op_count() {
+        if instruction.op_kind(operand) == OpKind::Register {
+            let register = instruction.op_register(operand);
+            if register.is_gpr() && !is_high(register) {
+                let home = homes[usize::from(number(register))];
+                instruction.set_op_register(operand, renumbered(register, home));
+            }
+        }
+    }
+    rename_address(instruction, homes);
+}
+
+fn rename_address(instruction: &mut Instruction, homes: &Homes) {
+    if instruction.memory_base().is_gpr() {
+        let base = instruction.memory_base();
+        instruction.set_memory_base(renumbered(base, homes[usize::from(number(base))]));
+    }
+    if instruction.memory_index().is_gpr() {
+        let index = instruction.memory_index();
+        instruction.set_memory_index(renumbered(index, homes[usize::from(number(index))]));
+    }
+}
+
+fn set_memory(instruction: &mut Instruction, base: Register, displacement: i64, size: u32) {
+    instruction.set_memory_base(base);
+    instruction.set_memory_index(Register::None);
+    instruction.set_memory_index_scale(1);
+    instruction.set_memory_displacement64(displacement as u64);
+    instruction.set_memory_displ_size(size);
+}
+
+/// Stores what the instruction may have written to registers that are elsewhere.
+fn put_back(emitter: &mut Emitter, registers: u16, homes: &Homes) {
+    for number in [14, 15] {
+        if registers >> number & 1 != 0 {
+            emitter.store(at::gpr(number), homes[usize::from(number)]);
+        }
+    }
+    if registers >> 4 & 1 != 0 && homes[4] != GUEST_RSP {
+        emitter.copy(GUEST_RSP, homes[4]);
+    }
+}
+
+/// Whether an instruction's prefixes are few enough that its bytes can be trusted to be one way of
+/// writing it: at most one of each group, none of a segment, and REX last.
+fn verbatim(bytes: &[u8]) -> bool {
+    let mut seen = 0u8;
+    for byte in bytes {
+        let group = match byte {
+            0x66 => 1,
+            0x67 => 2,
+            0xf0 | 0xf2 | 0xf3 => 4,
+            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 => return false,
+            _ => return true,
+        };
+        if seen & group != 0 {
+            return false;
+        }
+        seen |= group;
+    }
+    false
+}
