@@ -117,7 +117,7 @@ impl Summary {
             std::iter::once("silicon".to_owned()).chain(plan.engines.iter().cloned()).collect();
         let mut form_counts = BTreeMap::new();
         let mut mnemonics = BTreeSet::new();
-        for (form, count) in &tally.forms {
+        for (form, count) in tally.forms.iter() {
             let form = generator.forms()[usize::from(form.0)];
             *form_counts.entry(form.to_string()).or_default() += count;
             mnemonics.insert(form.code.mnemonic());
@@ -149,7 +149,7 @@ impl Summary {
             plausible: tally.plausible,
             events_applied: tally.events_applied,
             kinds: tally.kinds.iter().map(|(kind, count)| (format!("{kind:?}"), *count)).collect(),
-            stops: tally.stops,
+            stops: tally.stops.by_kind(),
             clusters,
             form_counts,
         }

@@ -20,7 +20,7 @@ pub struct Tally {
     /// The same, raw programs left out.
     pub programs_reached_end: u64,
     /// How often each form was executed for certain.
-    pub forms: BTreeMap<FormId, u64>,
+    pub forms: FormCounts,
     /// What was refused, by reason: instructions by the generator, cases by an engine.
     pub refused: BTreeMap<String, u64>,
     /// Cases that were looked at for changed code.
@@ -32,11 +32,73 @@ pub struct Tally {
     /// Cases in which an engine differed as its known differences do, and that were not searched.
     pub plausible: u64,
     /// How silicon's runs ended.
-    pub stops: BTreeMap<String, u64>,
+    pub stops: StopCounts,
     /// Events applied.
     pub events_applied: u64,
     /// Cost of each engine, silicon first.
     pub costs: Vec<Cost>,
+}
+
+/// A count for each form, by its number: counting is what a campaign does most.
+#[derive(Clone, Debug, Default)]
+pub struct FormCounts(Vec<u64>);
+
+impl FormCounts {
+    /// Counts each of `forms`.
+    pub fn add(&mut self, forms: &[FormId]) {
+        for form in forms {
+            *self.slot(usize::from(form.0)) += 1;
+        }
+    }
+
+    /// The forms that were counted and how often.
+    pub fn iter(&self) -> impl Iterator<Item = (FormId, u64)> + '_ {
+        let all = self.0.iter().enumerate().map(|(index, count)| (FormId(index as u16), *count));
+        all.filter(|(_, count)| *count > 0)
+    }
+
+    fn slot(&mut self, index: usize) -> &mut u64 {
+        if self.0.len() <= index {
+            self.0.resize(index + 1, 0);
+        }
+        &mut self.0[index]
+    }
+
+    fn add_all(&mut self, other: &Self) {
+        self.0.resize(self.0.len().max(other.0.len()), 0);
+        for (count, more) in self.0.iter_mut().zip(&other.0) {
+            *count += more;
+        }
+    }
+}
+
+/// A count for each [`Stop::kind`], which is put into words only at the end.
+#[derive(Clone, Debug, Default)]
+pub struct StopCounts(Vec<(Stop, u64)>);
+
+impl StopCounts {
+    /// The counts by kind.
+    #[must_use]
+    pub fn by_kind(&self) -> BTreeMap<String, u64> {
+        let mut counts = BTreeMap::new();
+        for (stop, count) in &self.0 {
+            *counts.entry(stop.kind()).or_default() += count;
+        }
+        counts
+    }
+
+    fn add(&mut self, stop: Stop, count: u64) {
+        let stop = match stop {
+            Stop::Exception { vector, .. } => {
+                Stop::Exception { vector, error: None, address: None }
+            }
+            other => other,
+        };
+        match self.0.iter_mut().find(|(known, _)| *known == stop) {
+            Some((_, so_far)) => *so_far += count,
+            None => self.0.push((stop, count)),
+        }
+    }
 }
 
 impl Tally {
@@ -60,14 +122,12 @@ impl Tally {
     /// Counts silicon's outcome of a program.
     pub fn outcome(&mut self, program: &Program, stop: Stop, events_applied: usize) {
         self.events_applied += events_applied as u64;
-        *self.stops.entry(stop.kind()).or_default() += 1;
+        self.stops.add(stop, 1);
         let at_end = stop == Stop::Halt && events_applied == program.case.events.len();
         if at_end {
             self.reached_end += 1;
             self.programs_reached_end += u64::from(program.kind != ProgramKind::Raw);
-            for form in &program.always_executed {
-                *self.forms.entry(*form).or_default() += 1;
-            }
+            self.forms.add(&program.always_executed);
         }
     }
 
@@ -84,8 +144,10 @@ impl Tally {
         self.events_applied += other.events_applied;
         add_counts(&mut self.kinds, other.kinds);
         add_counts(&mut self.refused, other.refused);
-        add_counts(&mut self.stops, other.stops);
-        add_counts(&mut self.forms, other.forms);
+        self.forms.add_all(&other.forms);
+        for (stop, count) in other.stops.0 {
+            self.stops.add(stop, count);
+        }
         self.costs.resize(self.costs.len().max(other.costs.len()), Cost::default());
         for (cost, more) in self.costs.iter_mut().zip(other.costs) {
             cost.cases += more.cases;

@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use arbitrary::Unstructured;
+use iced_x86::Instruction;
 
 use super::{MakeJudge, Shared, Tally};
 use crate::engine::Engine;
@@ -16,7 +17,8 @@ use crate::os::pin_to_nth_cpu;
 /// One case in this many is made of raw bytes.
 const RAW_ONE_IN: u64 = 8;
 /// Of the cases whose code may change, one in this many is traced to see whether it did.
-const TRACE_ONE_IN: u64 = 16;
+/// Stepping through a case takes fifty times as long as running it.
+const TRACE_ONE_IN: u64 = 64;
 /// Instructions traced at most.
 const TRACE_STEPS: u64 = 1024;
 /// Cases after which a worker's counts are shown.
@@ -113,13 +115,15 @@ impl<'a> Worker<'a> {
         if !may_change || !(number / RAW_ONE_IN).is_multiple_of(TRACE_ONE_IN) {
             return;
         }
-        let Ok(trace) = self.judge.silicon.trace(&program.case, TRACE_STEPS) else { return };
-        let mut executed = HashMap::new();
-        let changed = trace.steps.iter().any(|step| {
-            let code = &step.code[..step.instruction().len().min(step.code.len())];
-            let before = executed.insert(step.state.rip, code);
-            before.is_some_and(|before| before != code)
-        });
+        let (mut executed, mut changed) = (HashMap::new(), false);
+        let note = |instruction: &Instruction, code: &[u8]| {
+            let code = code[..instruction.len().min(code.len())].to_vec();
+            let before = executed.insert(instruction.ip(), code.clone());
+            changed |= before.is_some_and(|before| before != code);
+        };
+        if self.judge.silicon.step_through(&program.case, TRACE_STEPS, note).is_err() {
+            return;
+        }
         self.tally.traced += 1;
         self.tally.changed_and_rerun += u64::from(changed);
     }
@@ -131,7 +135,7 @@ impl<'a> Worker<'a> {
         progress.cases.fetch_add(tally.cases, Ordering::Relaxed);
         let mut all = self.shared.tally.lock().unwrap_or_else(PoisonError::into_inner);
         all.add(tally);
-        progress.forms.store(all.forms.len() as u64, Ordering::Relaxed);
+        progress.forms.store(all.forms.iter().count() as u64, Ordering::Relaxed);
         let (differences, unexplained) = self.shared.findings.counts();
         progress.differences.store(differences, Ordering::Relaxed);
         progress.unexplained.store(unexplained, Ordering::Relaxed);

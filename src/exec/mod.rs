@@ -8,6 +8,7 @@
 
 mod access;
 mod assist;
+mod bounce;
 mod core;
 mod cpuid;
 mod exit;

@@ -6,7 +6,7 @@
 //! on the slot, and the operand is stored back (the *bounce*). Everything else is executed by
 //! `assist`.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Register};
 
 use super::access::{Access, page_fault};
 use super::core::Core;
@@ -30,7 +30,7 @@ impl From<Exit> for Undone {
 }
 
 /// What came of running an instruction by itself.
-enum Single {
+pub(super) enum Single {
     Done,
     Fault(Fault),
     /// It has no translation of its own.
@@ -96,12 +96,15 @@ impl Vcpu {
     }
 
     /// Runs an instruction that is its own translation, once.
-    fn run_single(&mut self, core: &mut Core, instruction: &Instruction, slot: Option<u32>) -> Single {
+    pub(super) fn run_single(&mut self, core: &mut Core, instruction: &Instruction, slot: Option<u32>) -> Single {
         let block = core.translator.single(self.pc, instruction, &self.bytes, slot);
         let Some(mut block) = block else { return Single::None };
         let start = core.place_once(&mut block);
         self.memory.block_mut().entry = start;
         self.enter(core);
+        if core.cache.arena().offset(self.x87_instruction_pointer()).is_some() {
+            self.set_x87_instruction(self.pc, block.x87_opcode(0));
+        }
         if self.memory.block().exit_kind != Stub::Fault as u64 {
             self.pass(instruction);
             return Single::Done;
@@ -163,11 +166,14 @@ impl Vcpu {
         let Ok(instruction) = self.fetch(core) else {
             return End::Exit(lost("an instruction that ran is gone"));
         };
-        let plain = Exit::Exception { vector: vector::GP, error: fault.error, address: None };
-        End::Exit(match self.operand_address(&instruction) {
-            Some(address) if !is_canonical(address) => not_canonical(&instruction),
-            _ => plain,
-        })
+        // An address that is not canonical makes the host say #GP where the guest may have to see #SS.
+        let plain = class(instruction.code()) == Class::Plain;
+        let address = self.operand_address(&instruction).unwrap_or_default();
+        let size = instruction.memory_size().size() as u64;
+        if !plain || !is_canonical(address) || !is_canonical(address.wrapping_add(size)) {
+            return End::Step;
+        }
+        End::Exit(Exit::Exception { vector: vector::GP, error: fault.error, address: None })
     }
 
     /// Linear address of the explicit memory operand.
@@ -198,72 +204,19 @@ impl Vcpu {
         }
     }
 
-    /// Runs an instruction on a copy of its operand.
-    fn bounce(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
-        let Some(address) = self.operand_address(instruction) else {
-            return Err(lost("an instruction without an operand cannot bounce").into());
-        };
-        let size = instruction.memory_size().size();
-        let last = address.wrapping_add(size as u64 - 1);
-        if !is_canonical(address) || !is_canonical(last) {
-            return Err(not_canonical(instruction).into());
-        }
-        let mut information = InstructionInfoFactory::new();
-        let used = information.info(instruction).used_memory().first().map(|used| used.access());
-        let writes = !matches!(used, None | Some(OpAccess::Read | OpAccess::CondRead));
-        let access = if writes { Access::Write } else { Access::Read };
-        let guest = GuestAddress(address);
-        let place = (address % 64) as usize;
-        let parts = self.active_bytes(instruction, size);
-        self.check_parts(core, guest, &parts, access)?;
-        let mut operand = vec![0; size];
-        self.load_parts(core, guest, &parts, &mut operand)?;
-        self.memory.block_mut().slot.0[place..place + size].copy_from_slice(&operand);
-        let before = self.memory.block().xsave_data_pointer();
-        match self.run_single(core, instruction, Some(place as u32)) {
-            Single::Done => {}
-            Single::None => return Err(lost("an instruction without a translation").into()),
-            Single::Fault(fault) => {
-                let exit =
-                    Exit::Exception { vector: fault.vector, error: fault.error, address: None };
-                return Err(exit.into());
-            }
-        }
-        self.fix_data_pointer(before, instruction, address);
-        if writes {
-            operand.copy_from_slice(&self.memory.block().slot.0[place..place + size]);
-            self.store_parts(core, guest, &parts, &operand)?;
-        }
-        Ok(())
-    }
-
-    /// The x87 unit notes the address of its last operand: after a bounce that is the slot's.
-    fn fix_data_pointer(&mut self, before: u64, instruction: &Instruction, linear: u64) {
-        let block = self.memory.block_mut();
-        let slot = block.slot.0.as_ptr() as u64;
-        let now = block.xsave_data_pointer();
-        if now != before && now.wrapping_sub(slot) < block.slot.0.len() as u64 {
-            // The pointer is an offset in the segment.
-            let base = match instruction.memory_segment() {
-                Register::FS => block.fs_base,
-                Register::GS => block.gs_base,
-                _ => 0,
-            };
-            block.set_xsave_data_pointer(linear.wrapping_sub(base));
-        }
-    }
-
     /// Whether the guest asks for alignment checks.
     pub(super) fn checks_alignment(&self) -> bool {
         self.memory.block().rflags & Flag::AC.mask() != 0
     }
 }
 
-/// The exception of an address that is not canonical (Intel SDM volume 3A, section 6.15: #SS for
-/// operands in the stack segment).
+/// The exception of an address that is not canonical: #SS for operands in the stack segment, which
+/// are those based on RSP or RBP; other segments' prefixes but FS and GS are ignored (Intel SDM
+/// volume 1, section 3.4.2.1).
 pub(super) fn not_canonical(instruction: &Instruction) -> Exit {
-    let stack = instruction.memory_segment() == Register::SS;
-    Exit::exception(if stack { vector::SS } else { vector::GP })
+    let based = matches!(instruction.memory_segment(), Register::FS | Register::GS);
+    let stack = matches!(instruction.memory_base(), Register::RSP | Register::RBP);
+    Exit::exception(if stack && !based { vector::SS } else { vector::GP })
 }
 
 /// Bytes from an address to the end of its page.

@@ -10,6 +10,8 @@
 
 use std::io;
 
+use iced_x86::Register;
+
 use super::core::Core;
 use super::exit::{Exit, vector};
 use super::kick::Kick;
@@ -17,7 +19,7 @@ use super::vcpu_memory::VcpuMemory;
 use crate::code::Key;
 use crate::code::sync::{Arc, Mutex, PoisonError};
 use crate::guest::{Flag, GuestAddress, PKRU_DEFAULT, RFLAGS_ALWAYS_ONE, RFLAGS_USER, Selectors, State, Xstate};
-use crate::translate::{Leave, Purpose, Recovery, Stub, VcpuBlock, is_canonical};
+use crate::translate::{Leave, Purpose, Recovery, Stub, VcpuBlock, X87Opcode, is_canonical};
 
 /// Budgets below this are stepped: they may end inside of any block.
 const STEPPED: u64 = 8;
@@ -389,20 +391,44 @@ impl Vcpu {
     /// The x87 unit notes the address of its last instruction, which is the host's: makes it the
     /// guest's.
     fn fix_instruction_pointer(&mut self, core: &Core) {
-        let image = &self.memory.block().xsave.0;
-        let host = u64::from_le_bytes(image[8..16].try_into().expect("eight bytes"));
+        let host = self.x87_instruction_pointer();
         if core.cache.arena().offset(host).is_none() {
             return;
         }
-        let guest = match core.cache.locate(host) {
-            Some(located) => {
-                let entry = located.block.translated.side_entry(located.offset);
-                located.block.key.pc.wrapping_add(entry.map_or(0, |entry| u64::from(entry.guest)))
-            }
-            // Code that is executed once.
-            None => self.pc,
+        // Code that is executed once is not in the table: `step` knows what it was.
+        let Some(located) = core.cache.locate(host) else { return };
+        let translated = &located.block.translated;
+        let guest = translated.side_entry(located.offset).map_or(0, |entry| entry.guest);
+        let pc = located.block.key.pc.wrapping_add(u64::from(guest));
+        let opcode = translated.x87_opcode(guest);
+        self.set_x87_instruction(pc, opcode);
+    }
+
+    /// Sets what the x87 unit has noted of its last instruction. It notes opcodes only of those with
+    /// an unmasked exception.
+    pub(super) fn set_x87_instruction(&mut self, pc: GuestAddress, opcode: Option<X87Opcode>) {
+        const PENDING: u8 = 1 << 7;
+        let block = self.memory.block_mut();
+        let image = &mut block.xsave.0;
+        image[8..16].copy_from_slice(&pc.0.to_le_bytes());
+        let Some(opcode) = opcode else { return };
+        let noted = u16::from_le_bytes([image[6], image[7]]);
+        if opcode.host == noted && image[2] & PENDING != 0 {
+            image[6..8].copy_from_slice(&opcode.guest.to_le_bytes());
+        }
+        let base = match opcode.segment {
+            Some(Register::FS) => block.fs_base,
+            Some(_) => block.gs_base,
+            None => return,
         };
-        self.memory.block_mut().xsave.0[8..16].copy_from_slice(&guest.0.to_le_bytes());
+        let linear = block.xsave_data_pointer();
+        block.set_xsave_data_pointer(linear.wrapping_sub(base));
+    }
+
+    /// The address that the x87 unit has noted of its last instruction.
+    pub(super) fn x87_instruction_pointer(&self) -> u64 {
+        let image = &self.memory.block().xsave.0;
+        u64::from_le_bytes(image[8..16].try_into().expect("eight bytes"))
     }
 
     /// A fault of a block: puts the guest's registers in place and interprets it.

@@ -7,13 +7,16 @@ use std::ptr::NonNull;
 
 use super::core::Core;
 use crate::code::sync::{Arc, AtomicU64, Ordering};
-use crate::translate::{PROBE_REACH, VcpuBlock};
+use crate::guest::Permissions;
+use crate::translate::{PROBE_REACH, SLOT_BYTES, VcpuBlock};
 
 /// Bytes below the block for signal handlers of the host process, which may run while guest code
 /// does: the kernel's frame alone takes up to 11 KiB.
 const STACK_BYTES: usize = 256 << 10;
 /// Bytes below that, which fault.
 const GUARD_BYTES: usize = 64 << 10;
+const ACCESSIBLE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const SLOT_PAGE: usize = SLOT_BYTES / 2;
 const BLOCK_AT: usize = GUARD_BYTES + STACK_BYTES;
 const TOTAL: usize = BLOCK_AT + size_of::<VcpuBlock>() + PROBE_REACH;
 
@@ -33,6 +36,8 @@ unsafe impl Sync for Pages {}
 #[derive(Debug)]
 pub(super) struct VcpuMemory {
     pages: Arc<Pages>,
+    /// How the two pages of the slot are protected.
+    slot: [i32; 2],
 }
 
 /// The word that a vCPU's polls load their address from, for other threads to set.
@@ -86,7 +91,7 @@ impl PollCell {
 impl VcpuMemory {
     /// A zeroed block.
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { pages: Arc::new(Pages::new()?) })
+        Ok(Self { pages: Arc::new(Pages::new()?), slot: [ACCESSIBLE; 2] })
     }
 
     pub(super) fn block(&self) -> &VcpuBlock {
@@ -107,6 +112,33 @@ impl VcpuMemory {
     /// An address that polls may load from.
     pub(super) fn quiet_address(&self) -> u64 {
         &raw const self.block().quiet as u64
+    }
+
+    /// Host address of the slot.
+    pub(super) fn slot_address(&self) -> u64 {
+        &raw const self.block().slot as u64
+    }
+
+    /// Protects the two pages of the slot like guest pages. While they are not accessible, nothing
+    /// but translated code may touch them.
+    pub(super) fn protect_slot(&mut self, rights: [Permissions; 2]) -> io::Result<()> {
+        let wanted = rights.map(|rights| match (rights.read(), rights.write()) {
+            (_, true) => ACCESSIBLE,
+            (true, false) => libc::PROT_READ,
+            (false, false) => libc::PROT_NONE,
+        });
+        for (page, wanted) in wanted.into_iter().enumerate() {
+            if self.slot[page] == wanted {
+                continue;
+            }
+            let start = self.slot_address() as usize + page * SLOT_PAGE;
+            // SAFETY: a page of the slot, in our own mapping.
+            if unsafe { libc::mprotect(start as *mut libc::c_void, SLOT_PAGE, wanted) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            self.slot[page] = wanted;
+        }
+        Ok(())
     }
 
     /// Runs translated code from `block.entry` until it leaves.

@@ -34,29 +34,31 @@ pub(super) fn mix(value: u64) -> u64 {
     value ^ value >> 31
 }
 
-/// Infallible choices from an [`Unstructured`].
+/// Infallible choices from the bytes of an [`Unstructured`].
 #[derive(Debug)]
-pub(super) struct Choices<'choices, 'bytes> {
-    source: &'choices mut Unstructured<'bytes>,
+pub(super) struct Choices<'bytes> {
+    rest: &'bytes [u8],
 }
 
-impl<'choices, 'bytes> Choices<'choices, 'bytes> {
-    pub(super) fn new(source: &'choices mut Unstructured<'bytes>) -> Self {
-        Self { source }
+impl<'bytes> Choices<'bytes> {
+    /// Takes all bytes that `source` has left: to ask it for each choice costs more than the choice.
+    pub(super) fn new(source: &mut Unstructured<'bytes>) -> Self {
+        Self { rest: source.bytes(source.len()).unwrap_or_default() }
     }
 
+    #[inline]
     fn take<const SIZE: usize>(&mut self) -> [u8; SIZE] {
-        if let Some(bytes) = self.source.bytes(SIZE).ok().and_then(|bytes| bytes.try_into().ok()) {
-            return bytes;
+        if let Some((bytes, rest)) = self.rest.split_first_chunk() {
+            self.rest = rest;
+            return *bytes;
         }
         let mut bytes = [0; SIZE];
-        // `fill_buffer` pads with zeros and has no failure.
-        if self.source.fill_buffer(&mut bytes).is_err() {
-            return [0; SIZE];
-        }
+        bytes[..self.rest.len()].copy_from_slice(self.rest);
+        self.rest = &[];
         bytes
     }
 
+    #[inline]
     pub(super) fn byte(&mut self) -> u8 {
         self.take::<1>()[0]
     }

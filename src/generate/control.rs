@@ -10,7 +10,7 @@ use super::writer::Writer;
 /// Bytes after which a body that a short branch skips ends.
 const SHORT_BODY: usize = 48;
 
-impl Writer<'_, '_, '_> {
+impl Writer<'_, '_> {
     /// Emits a branch, call or return of the template's form with something for it to do.
     pub(super) fn control(&mut self, template: &Template) {
         self.depth += 1;

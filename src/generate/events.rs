@@ -13,7 +13,7 @@ use crate::guest::{GuestAddress, PAGE_SIZE, Permissions};
 /// Where the code page gets its second address, seen from the first.
 const CODE_ALIAS_DISTANCE: u64 = 0x20_0000;
 
-impl Writer<'_, '_, '_> {
+impl Writer<'_, '_> {
     /// One scene with host events.
     pub(super) fn scene(&mut self, events: &mut Vec<Event>) {
         match self.choices.byte() {

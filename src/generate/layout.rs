@@ -94,13 +94,20 @@ impl Layout {
         if self.code_writable { Permissions::ReadWriteExecute } else { Permissions::ReadExecute }
     }
 
-    /// Objects with all their bytes zero.
-    pub(super) fn objects(&self) -> Vec<Object> {
+    /// The objects: code with nothing in it but `filler`, the others with what `contents` gives for
+    /// their size.
+    pub(super) fn objects(
+        &self,
+        filler: u8,
+        mut contents: impl FnMut(usize) -> Vec<u8>,
+    ) -> Vec<Object> {
+        let page = PAGE_SIZE as usize;
+        let object = |name: &str, contents| Object { name: name.to_owned(), contents };
         vec![
-            Object::zeroed("code", self.code_pages()),
-            Object::zeroed("data", (DATA_BYTES / PAGE_SIZE) as usize),
-            Object::zeroed("constants", 1),
-            Object::zeroed("stack", 1),
+            object("code", vec![filler; self.code_pages() * page]),
+            object("data", contents(DATA_BYTES as usize)),
+            object("constants", contents(page)),
+            object("stack", contents(page)),
         ]
     }
 

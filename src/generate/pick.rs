@@ -25,7 +25,7 @@ struct Access {
     strict: bool,
 }
 
-impl Picker for Writer<'_, '_, '_> {
+impl Picker for Writer<'_, '_> {
     fn begin(&mut self, template: &Template) {
         self.avoid = match template.special {
             // Dividend and divisor are prepared apart.
@@ -106,7 +106,7 @@ impl Picker for Writer<'_, '_, '_> {
     }
 }
 
-impl Writer<'_, '_, '_> {
+impl Writer<'_, '_> {
     fn access(&mut self, template: &Template) -> Access {
         let random_offset = matches!(template.operands[0], Operand::Memory) && template.lock;
         Access {

@@ -6,7 +6,7 @@ use iced_x86::{Code, Instruction};
 use super::choices::Choices;
 use super::events::eventful_layout;
 use super::family::{Family, Swarm};
-use super::layout::{CODE, CONSTANTS, DATA, Layout, LayoutKind, STACK};
+use super::layout::{CODE, CONSTANTS, Layout, LayoutKind};
 use super::values::fill_state;
 use super::writer::{Known, MOST_CODE, Writer};
 use super::{Generator, Program, ProgramKind};
@@ -124,18 +124,15 @@ pub(super) fn complete(
 ) -> Program {
     let layout = writer.layout;
     let code = writer.finish();
-    case.objects = layout.objects();
+    let contents = |length| generator.pool.bytes(&mut writer.choices, length);
+    case.objects = layout.objects(FILLER, contents);
     case.mappings = layout.mappings();
-    for object in [DATA, CONSTANTS, STACK] {
-        generator.pool.fill(&mut writer.choices, &mut case.objects[object.0].contents);
-    }
     let constants = &mut case.objects[CONSTANTS.0].contents;
     for (place, slot) in constants.chunks_exact_mut(8).zip(&writer.slots) {
         place.copy_from_slice(&slot.to_le_bytes());
     }
     let page = &mut case.objects[CODE.0].contents;
     let offset = (writer.entry - layout.code) as usize;
-    page.fill(FILLER);
     let length = code.len().min(page.len() - offset);
     page[offset..offset + length].copy_from_slice(&code[..length]);
     Program {

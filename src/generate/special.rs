@@ -10,7 +10,7 @@ use super::template::{Special, Template};
 use super::values;
 use super::writer::Writer;
 
-impl Writer<'_, '_, '_> {
+impl Writer<'_, '_> {
     /// Emits an instruction of one of the case's families, with its surroundings.
     pub(super) fn unit(&mut self) {
         let family = self.swarm.pick(&mut self.choices);

@@ -102,11 +102,11 @@ impl Pool {
         Self(bytes)
     }
 
-    /// Fills `target` from a place of the pool.
-    pub(super) fn fill(&self, choices: &mut Choices, target: &mut [u8]) {
-        let places = (POOL_BYTES - target.len()) / 16;
+    /// `length` bytes from a place of the pool.
+    pub(super) fn bytes(&self, choices: &mut Choices, length: usize) -> Vec<u8> {
+        let places = (POOL_BYTES - length) / 16;
         let start = choices.below(places) * 16;
-        target.copy_from_slice(&self.0[start..start + target.len()]);
+        self.0[start..start + length].to_vec()
     }
 
     /// Fills 64-bit words from a place of the pool.

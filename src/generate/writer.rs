@@ -38,9 +38,9 @@ pub(super) struct Fixup {
 pub(super) const MOST_CODE: usize = 1800;
 
 /// See the file's head.
-pub(super) struct Writer<'table, 'choices, 'bytes> {
+pub(super) struct Writer<'table, 'bytes> {
     pub table: &'table FormTable,
-    pub choices: Choices<'choices, 'bytes>,
+    pub choices: Choices<'bytes>,
     pub layout: Layout,
     pub swarm: Swarm,
     pub baseline: bool,
@@ -79,10 +79,10 @@ pub(super) struct Writer<'table, 'choices, 'bytes> {
     pub slots: Vec<u64>,
 }
 
-impl<'table, 'choices, 'bytes> Writer<'table, 'choices, 'bytes> {
+impl<'table, 'bytes> Writer<'table, 'bytes> {
     pub(super) fn new(
         table: &'table FormTable,
-        choices: Choices<'choices, 'bytes>,
+        choices: Choices<'bytes>,
         layout: Layout,
         swarm: Swarm,
         baseline: bool,

@@ -10,17 +10,17 @@ use super::space::AddressSpace;
 use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE, Permissions};
 
 impl AddressSpace {
-    /// Copies the bytes at `address`, whatever the guest may do with them. All must be mapped; on an
-    /// error the contents of `bytes` are unspecified.
+    /// Copies the bytes at `address`, whatever the guest may do with them. All must be mapped; on
+    /// an error the contents of `bytes` are unspecified.
     pub fn read(&self, address: GuestAddress, bytes: &mut [u8]) -> Result<(), AccessError> {
         self.pieces(address, bytes.len(), |mapping, offset, piece| {
             mapping.backing.read(offset, &mut bytes[piece]);
         })
     }
 
-    /// Replaces the bytes at `address`, whatever the guest may do with them: all of them, or none if
-    /// not all are mapped. Watches are not consulted; code that may have been translated from them
-    /// is the caller's business.
+    /// Replaces the bytes at `address`, whatever the guest may do with them: all of them, or none
+    /// if not all are mapped. Watches are not consulted; code that may have been translated from
+    /// them is the caller's business.
     pub fn write(&mut self, address: GuestAddress, bytes: &[u8]) -> Result<(), AccessError> {
         self.forget_dropped_snapshots();
         self.pieces(address, bytes.len(), |_, _, _| ())?;
@@ -49,8 +49,8 @@ impl AddressSpace {
         Some(self.books.find(address)?.permissions)
     }
 
-    /// Appends the bytes from `address` on to `bytes`: at most `most`, and only as far as pages that
-    /// the guest may execute follow each other.
+    /// Appends the bytes from `address` on to `bytes`: at most `most`, and only as far as pages
+    /// that the guest may execute follow each other.
     pub fn fetch(&self, address: GuestAddress, most: usize, bytes: &mut Vec<u8>) {
         let (mut next, mut wanted) = (Some(address), most);
         while let Some(at) = next.filter(|_| wanted > 0) {

@@ -30,7 +30,8 @@ struct Inner {
 pub(super) type PageBytes = [u8; PAGE_SIZE as usize];
 
 impl Backing {
-    /// `size` bytes of zeros in a new memfd, whose name shows in `/proc`. Pages cost nothing until used.
+    /// `size` bytes of zeros in a new memfd, whose name shows in `/proc`. Pages cost nothing until
+    /// used.
     pub fn new(name: &str, size: u64) -> Result<Self, MapError> {
         check_size(size)?;
         let file = os::memfd(name)?;

@@ -4,7 +4,8 @@ use std::io;
 
 use crate::guest::{GuestAddress, GuestRange, RangeError};
 
-/// Why a change to an address space was refused. Nothing has changed then, but for [`MapError::Lost`].
+/// Why a change to an address space was refused. Nothing has changed then, but for
+/// [`MapError::Lost`].
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
     /// The destination of a move or of an alias is not a page range.

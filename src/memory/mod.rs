@@ -1,5 +1,5 @@
-//! Guest memory: an [`AddressSpace`] is a window on the host's MMU, in which translated code reaches
-//! guest memory as `gs:[address]` with GS base at [`AddressSpace::window_start`].
+//! Guest memory: an [`AddressSpace`] is a window on the host's MMU, in which translated code
+//! reaches guest memory as `gs:[address]` with GS base at [`AddressSpace::window_start`].
 //!
 //! The books (`books.rs`) say what is mapped where; the host's page protections follow them:
 //!
@@ -10,8 +10,8 @@
 //! | `rw-`, `rwx` | read and write; read only while the page is *watched* or *clean* |
 //!
 //! A page is *watched* (`watch.rs`) while there is code translated from it, and *clean*
-//! (`snapshot.rs`) while a snapshot is alive that has not yet saved its bytes. The host never grants
-//! more than this table. Of write access it may grant less; the first write then faults, and
+//! (`snapshot.rs`) while a snapshot is alive that has not yet saved its bytes. The host never
+//! grants more than this table. Of write access it may grant less; the first write then faults, and
 //! [`AddressSpace::write_fault`] puts it right. So failures halfway need no undoing where they
 //! only leave writable pages read-only.
 //!

@@ -1,6 +1,7 @@
 //! Snapshots, at a cost by what changes after them.
 //!
-//! 1. A snapshot keeps the books as they are (they are shared until they change) and a log, empty at
+//! 1. A snapshot keeps the books as they are (they are shared until they change) and a log, empty
+//! at
 //!    first. All pages become *clean*: writable pages are read-only on the host.
 //! 2. The first write to a clean page, a guest's ([`AddressSpace::write_fault`]) or the host's
 //!    ([`AddressSpace::write`]), saves its bytes in the newest log. The page is then *dirty* and
@@ -135,8 +136,8 @@ impl AddressSpace {
         }
     }
 
-    /// Gives private pages that were mapped as `gone` back, as far as neither the books nor those of
-    /// a snapshot have them.
+    /// Gives private pages that were mapped as `gone` back, as far as neither the books nor those
+    /// of a snapshot have them.
     pub(super) fn free_unused(&mut self, gone: &[Mapping]) {
         let private = gone.iter().filter(|mapping| self.pool.owns(mapping.backing.number()));
         for run in union(private.map(Mapping::run).collect()) {
@@ -409,5 +410,51 @@ mod tests {
         drop(snapshot);
         space.map(range(0x1000, 1), RW).unwrap();
         assert_eq!(space.page_at(GuestAddress(0x1000)), Some(page));
+    }
+    #[test]
+    fn what_a_dropped_snapshot_saved_serves_the_one_before() {
+        let mut space = AddressSpace::new(32).unwrap();
+        space.map(range(0x1000, 2), RW).unwrap();
+        let first = space.snapshot().unwrap();
+        space.write(GuestAddress(0x1000), b"1").unwrap();
+        let second = space.snapshot().unwrap();
+        space.write(GuestAddress(0x2000), b"2").unwrap();
+        drop(second);
+        assert_eq!(space.restore(&first).unwrap().pages.len(), 2);
+        assert_eq!((byte(&space, 0x1000), byte(&space, 0x2000)), (0, 0));
+    }
+
+    #[test]
+    fn a_fresh_page_is_clean_after_the_next_snapshot() {
+        let mut space = AddressSpace::new(32).unwrap();
+        let _first = space.snapshot().unwrap();
+        space.map(range(0x1000, 1), RW).unwrap();
+        assert!(guest_writes(&space, 0x1000));
+        let second = space.snapshot().unwrap();
+        assert!(!guest_writes(&space, 0x1000));
+        space.write_fault(GuestAddress(0x1000)).unwrap();
+        space.write(GuestAddress(0x1000), b"2").unwrap();
+        space.restore(&second).unwrap();
+        assert_eq!(byte(&space, 0x1000), b'x');
+    }
+
+    #[test]
+    fn what_was_saved_of_a_page_that_is_gone_is_forgotten() {
+        let mut space = AddressSpace::new(32).unwrap();
+        let place = range(0x1000, 1);
+        space.map(place, RW).unwrap();
+        space.write(GuestAddress(0x1000), b"old").unwrap();
+        let page = space.page_at(place.start());
+        let first = space.snapshot().unwrap();
+        space.unmap(place).unwrap();
+        let second = space.snapshot().unwrap();
+        space.restore(&first).unwrap();
+        space.write(GuestAddress(0x1000), b"new").unwrap();
+        space.unmap(place).unwrap();
+        drop(first);
+        space.map(place, RW).unwrap();
+        space.restore(&second).unwrap();
+        space.map(place, RW).unwrap();
+        assert_eq!((space.page_at(place.start()), byte(&space, 0x1000)), (page, 0));
     }
 }

@@ -109,7 +109,8 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Unmaps `range`, all of which must be mapped. Private memory that is then mapped nowhere is gone.
+    /// Unmaps `range`, all of which must be mapped. Private memory that is then mapped nowhere is
+    /// gone.
     pub fn unmap(&mut self, range: GuestRange) -> Result<(), MapError> {
         self.forget_dropped_snapshots();
         self.check_mapped(range)?;
@@ -153,8 +154,8 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Maps the pages of `source`, all of which must be mapped, a second time at `destination`, which
-    /// must be free, with the permissions they have.
+    /// Maps the pages of `source`, all of which must be mapped, a second time at `destination`,
+    /// which must be free, with the permissions they have.
     pub fn alias(&mut self, source: GuestRange, destination: GuestAddress) -> Result<(), MapError> {
         self.forget_dropped_snapshots();
         let target = self.check_destination(source, destination)?;

@@ -1,8 +1,8 @@
 //! Watches on pages with translated code, and what a host write fault in the window means.
 //!
-//! Protocol of the caller, under its lock: translate from a page only after [`AddressSpace::watch`];
-//! when a fault finds it [`WriteFault::Watched`], retire the code, [`AddressSpace::unwatch`], let the
-//! guest's instruction run again.
+//! Protocol of the caller, under its lock: translate from a page only after
+//! [`AddressSpace::watch`]; when a fault finds it [`WriteFault::Watched`], retire the code,
+//! [`AddressSpace::unwatch`], let the guest's instruction run again.
 
 use super::error::MapError;
 use super::page::{PageId, PageRun};
@@ -10,8 +10,8 @@ use super::show::place_of;
 use super::space::AddressSpace;
 use crate::guest::{GuestAddress, PAGE_SIZE};
 
-/// Writable pages among clean ones each cost two of the host's mappings, of which a process has 65,530
-/// and without which it can allocate nothing. From so many dirty pages on, gaps are closed.
+/// Writable pages among clean ones each cost two of the host's mappings, of which a process has
+/// 65,530 and without which it can allocate nothing. From so many dirty pages on, gaps are closed.
 const MOST_ISLANDS: usize = 8192;
 
 /// What a host write fault at a guest address means.
@@ -19,7 +19,8 @@ const MOST_ISLANDS: usize = 8192;
 pub enum WriteFault {
     /// The page could be made writable: run the instruction again.
     Retry,
-    /// Code has been translated from this page: retire it, unwatch the page, run the instruction again.
+    /// Code has been translated from this page: retire it, unwatch the page, run the instruction
+    /// again.
     Watched(PageId),
     /// The guest may not write there: a page fault of its own.
     Denied,

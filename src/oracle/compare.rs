@@ -362,6 +362,9 @@ impl List {
         for (object, page) in pages {
             let (left, right) =
                 (page_of(case, left, object, page), page_of(case, right, object, page));
+            if left == right {
+                continue;
+            }
             for (offset, (left, right)) in left.iter().zip(right).enumerate() {
                 if left != right && listed < MAX_MEMORY_DIFFERENCES {
                     listed += 1;

@@ -1,6 +1,8 @@
 //! [`TranslatedBlock`]: what translation gives: host code that does not depend on its place, where
 //! it leaves the code cache, and a side table from host code back to the guest.
 
+use iced_x86::Register;
+
 use crate::guest::GuestAddress;
 
 /// A place that code leaves to, by a `call` whose return address tells who called.
@@ -121,6 +123,29 @@ pub struct SideEntry {
     pub recovery: Recovery,
 }
 
+/// What the x87 unit notes of an instruction whose encoding is not the guest's. Of opcodes it notes
+/// the low three bits and the byte behind them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct X87Opcode {
+    /// Offset of the guest instruction.
+    pub at: u32,
+    /// The guest's opcode.
+    pub guest: u16,
+    /// The host's.
+    pub host: u16,
+    /// The address that it notes has the base of this segment in it: FS or GS.
+    pub segment: Option<Register>,
+}
+
+impl X87Opcode {
+    /// The opcode that the unit notes for an instruction with these bytes.
+    pub(super) fn of(bytes: &[u8]) -> Option<u16> {
+        let place = bytes.iter().position(|byte| (0xd8..=0xdf).contains(byte))?;
+        let operand = bytes.get(place + 1)?;
+        Some(u16::from(bytes[place] & 7) << 8 | u16::from(*operand))
+    }
+}
+
 /// See the file's head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TranslatedBlock {
@@ -132,6 +157,9 @@ pub struct TranslatedBlock {
     pub relocations: Vec<Relocation>,
     /// By offset of host code.
     pub side_table: Vec<SideEntry>,
+    /// x87 instructions whose encoding is not the guest's: the unit notes the opcode of its last
+    /// instruction with an unmasked exception.
+    pub x87_opcodes: Vec<X87Opcode>,
     /// Bytes of guest code that it was made from, from the block's address on.
     pub guest_bytes: u32,
     /// Guest instructions in it, the one that it leaves to an assist apart.
@@ -147,6 +175,13 @@ impl TranslatedBlock {
     pub fn side_entry(&self, offset: u32) -> Option<&SideEntry> {
         let after = self.side_table.partition_point(|entry| entry.host <= offset);
         self.side_table.get(after.checked_sub(1)?)
+    }
+
+    /// The opcodes of the guest instruction at an offset, if it is an x87 instruction with another
+    /// encoding.
+    #[must_use]
+    pub fn x87_opcode(&self, guest: u32) -> Option<X87Opcode> {
+        self.x87_opcodes.iter().find(|opcode| opcode.at == guest).copied()
     }
 
     /// The way out whose `call` returns to this offset.

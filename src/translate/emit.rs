@@ -5,8 +5,9 @@
 //! and R14 is free between guest instructions.
 
 use dynasmrt::{DynasmApi, SimpleAssembler, dynasm};
+use iced_x86::Register;
 
-use super::block::{Exit, Leave, Purpose, Recovery, Relocation, SideEntry, Stub, TranslatedBlock};
+use super::block::{Exit, Leave, Purpose, Recovery, Relocation, SideEntry, Stub, TranslatedBlock, X87Opcode};
 use super::vcpu_block::{ProbeShape, at};
 
 /// Host register that holds the guest's RSP.
@@ -22,6 +23,7 @@ pub(super) struct Emitter {
     exits: Vec<Exit>,
     relocations: Vec<Relocation>,
     side_table: Vec<SideEntry>,
+    x87_opcodes: Vec<X87Opcode>,
     /// Offset and number of the guest instruction in hand.
     guest: u32,
     index: u16,
@@ -36,6 +38,7 @@ impl Emitter {
             exits: Vec::with_capacity(4),
             relocations: Vec::with_capacity(4),
             side_table: Vec::with_capacity(32),
+            x87_opcodes: Vec::new(),
             guest: 0,
             index: 0,
             recovery: Recovery::PLAIN,
@@ -89,6 +92,17 @@ impl Emitter {
             let mut recovery = self.recovery;
             recovery.spilled[slot] = None;
             self.recover(recovery);
+        }
+    }
+
+    /// The x87 instruction in hand, of which these are the guest's bytes, was emitted from `start` on
+    /// with another encoding, and with the base of `segment` in its operand's address.
+    pub(super) fn note_x87(&mut self, bytes: &[u8], start: u32, segment: Option<Register>) {
+        let emitted = &self.ops.ops[start as usize..];
+        if let (Some(guest), Some(host)) = (X87Opcode::of(bytes), X87Opcode::of(emitted))
+            && (guest != host || segment.is_some())
+        {
+            self.x87_opcodes.push(X87Opcode { at: self.guest, guest, host, segment });
         }
     }
 
@@ -303,6 +317,7 @@ impl Emitter {
             exits: self.exits,
             relocations: self.relocations,
             side_table: self.side_table,
+            x87_opcodes: self.x87_opcodes,
             guest_bytes,
             instructions,
         }

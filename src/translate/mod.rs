@@ -27,6 +27,7 @@ use iced_x86::{
 
 pub use block::{
     CODE_ALIGNMENT, Exit, Leave, Purpose, Recovery, Relocation, SideEntry, Stub, TranslatedBlock,
+    X87Opcode,
 };
 pub use classify::{Class, class};
 pub(crate) use control::is_canonical;
@@ -117,7 +118,7 @@ impl Translator {
         self.block_with(request, Some(length))
     }
 
-    /// Translates one instruction of class [`Class::Plain`] or [`Class::RevealsPointers`], to be run
+    /// Translates one instruction of class `Plain`, `RevealsPointers` or `Lea`, to be run
     /// once. If `slot` is given, its memory operand is there in the vCPU's slot.
     pub fn single(
         &mut self,
@@ -130,7 +131,12 @@ impl Translator {
         self.probed = Probed::default();
         let mut emitter = Emitter::new();
         emitter.begin(0, 0);
-        let result = self.moved(&mut emitter, instruction, bytes);
+        let result = if class(instruction.code()) == Class::Lea {
+            self.load_address(&mut emitter, instruction, bytes);
+            Ok(())
+        } else {
+            self.moved(&mut emitter, instruction, bytes)
+        };
         self.slot = None;
         result.ok()?;
         let target = pc.wrapping_add(bytes.len() as u64);
@@ -275,10 +281,7 @@ impl Translator {
         instruction: &Instruction,
         bytes: &[u8],
     ) -> Result<(), NeedsAssist> {
-        let mut plain = *instruction;
-        // A base of its own would be ignored and cost a prefix.
-        plain.set_segment_prefix(Register::None);
-        self.load_address(&mut work.emitter, &plain, bytes);
+        self.load_address(&mut work.emitter, instruction, bytes);
         self.note_writes(instruction);
         Ok(())
     }
@@ -419,7 +422,9 @@ impl Work<'_> {
         let mut offset = 0;
         while offset < bytes.len() {
             let left = bytes.len() - offset;
-            let size = [8, 4, 2, 1].into_iter().find(|&size| size <= left).expect("one is left");
+            // Aligned, since the guest may have asked for alignment checks.
+            let fits = |size: &usize| *size <= left && (pc + offset as u64).is_multiple_of(*size as u64);
+            let size = [8, 4, 2, 1].into_iter().find(fits).expect("one byte always fits");
             let mut word = [0; 8];
             word[..size].copy_from_slice(&bytes[offset..offset + size]);
             self.emitter.compare_guest(pc + offset as u64, size as u8, u64::from_le_bytes(word));

@@ -5,7 +5,7 @@
 //! the window's segment and, before it, a probe of its address unless the address is known to be
 //! near one that was probed.
 
-use iced_x86::{Code, Instruction, MemoryOperand, OpKind, Register};
+use iced_x86::{Code, CpuidFeature, Instruction, MemoryOperand, OpKind, Register};
 
 use super::Translator;
 use super::emit::{Emitter, FREE, GUEST_RSP};
@@ -136,6 +136,13 @@ pub(super) fn has_memory(instruction: &Instruction) -> bool {
     instruction.op_kinds().any(|kind| kind == OpKind::Memory)
 }
 
+/// Whether an instruction with a memory operand is one of the x87 unit.
+fn is_x87(instruction: &Instruction) -> bool {
+    use CpuidFeature as F;
+    let features = instruction.cpuid_features();
+    features.iter().any(|feature| matches!(feature, F::FPU | F::FPU287 | F::FPU387 | F::SSE3))
+}
+
 fn has_high_byte(instruction: &Instruction) -> bool {
     (0..instruction.op_count()).any(|operand| {
         instruction.op_kind(operand) == OpKind::Register && is_high(instruction.op_register(operand))
@@ -208,7 +215,13 @@ impl Translator {
             if memory {
                 self.move_operand(emitter, instruction, &mut moved, &homes, &mut loans)?;
             }
+            let start = emitter.offset();
             self.encode(emitter, &moved);
+            if memory && is_x87(instruction) {
+                let segment = instruction.memory_segment();
+                let based = matches!(segment, Register::FS | Register::GS) && self.slot.is_none();
+                emitter.note_x87(bytes, start, based.then_some(segment));
+            }
             put_back(emitter, registers, &homes);
         }
         loans.end(emitter);
@@ -260,6 +273,8 @@ impl Translator {
         let mut loans = Loans::for_guest(registers);
         let homes = self.fetch(emitter, registers, &mut loans);
         let mut moved = *instruction;
+        // It would be ignored.
+        moved.set_segment_prefix(Register::None);
         rename_registers(&mut moved, &homes);
         if constant {
             let register = moved.op0_register();
@@ -459,22 +474,27 @@ fn put_back(emitter: &mut Emitter, registers: u16, homes: &Homes) {
     }
 }
 
-/// Whether an instruction's prefixes are few enough that its bytes can be trusted to be one way of
-/// writing it: at most one of each group, none of a segment, and REX last.
+/// Whether an instruction's prefixes are in the one order that needs no thought: at most one of each
+/// group, none of a segment, and at most one REX, right before the opcode.
 fn verbatim(bytes: &[u8]) -> bool {
     let mut seen = 0u8;
-    for byte in bytes {
-        let group = match byte {
-            0x66 => 1,
-            0x67 => 2,
-            0xf0 | 0xf2 | 0xf3 => 4,
-            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 => return false,
-            _ => return true,
+    let mut bytes = bytes.iter();
+    loop {
+        let group = match bytes.next() {
+            Some(0x66) => 1,
+            Some(0x67) => 2,
+            Some(0xf0 | 0xf2 | 0xf3) => 4,
+            Some(0x40..=0x4f) => return bytes.next().is_some_and(|byte| !is_prefix(*byte)),
+            Some(byte) => return !is_prefix(*byte),
+            None => return false,
         };
         if seen & group != 0 {
             return false;
         }
         seen |= group;
     }
-    false
+}
+
+fn is_prefix(byte: u8) -> bool {
+    matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
 }

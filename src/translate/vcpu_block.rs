@@ -11,8 +11,8 @@ use std::mem::offset_of;
 /// Bytes that the host's XSAVE area may take without AMX tiles.
 pub const XSAVE_BYTES: usize = 4096;
 
-/// Bytes for an operand that cannot be reached in the window, wherever in a cache line it begins.
-pub const SLOT_BYTES: usize = 1024;
+/// Bytes of the slot: two pages, so that an operand lies in it as it does in the guest's pages.
+pub const SLOT_BYTES: usize = 2 * 4096;
 
 /// Entries of the jump cache: one for each value of the low 16 bits of an address.
 pub const JUMP_CACHE_ENTRIES: usize = 1 << 16;
@@ -107,8 +107,8 @@ impl VcpuBlock {
 #[derive(Debug)]
 pub struct XsaveArea(pub [u8; XSAVE_BYTES]);
 
-/// Aligned like a page, so that an operand's place in it can have the low bits of its address.
-#[repr(C, align(64))]
+/// Two pages whose protection can be that of the guest's two pages.
+#[repr(C, align(4096))]
 #[derive(Debug)]
 pub struct Slot(pub [u8; SLOT_BYTES]);
 
@@ -184,7 +184,7 @@ impl ProbeShape {
 const _: () = {
     assert!(size_of::<VcpuBlock>() == offset_of!(VcpuBlock, probe) + 4096);
     assert!(offset_of!(VcpuBlock, xsave).is_multiple_of(64));
-    assert!(offset_of!(VcpuBlock, slot).is_multiple_of(64));
+    assert!(offset_of!(VcpuBlock, slot).is_multiple_of(4096));
     let mut bits = 32;
     while bits <= 46 {
         let shape = ProbeShape::new(bits);

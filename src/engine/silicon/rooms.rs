@@ -9,8 +9,9 @@ use crate::case::{MapModel, Mapping};
 use crate::engine::case_memory::CaseMemory;
 use crate::guest::{GuestRange, Permissions};
 
-/// How many children there are at most. More of them would only push each other out of the caches.
-const MOST: usize = 6;
+/// How many children there are at most: one for each layout of generated programs, and a few for what
+/// events leave behind.
+const MOST: usize = 12;
 
 /// Something that is mapped in a child: where, from which position in the memfd, and for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -38,7 +38,7 @@ impl Step {
     /// The instruction about to be executed.
     #[must_use]
     pub fn instruction(&self) -> Instruction {
-        Decoder::with_ip(64, &self.code, self.state.rip, DecoderOptions::NONE).decode()
+        decode(&self.code, self.state.rip)
     }
 }
 
@@ -77,6 +77,23 @@ impl Silicon {
         let (run, stop) = self.run_observed(case, self.first_limit(), Some(&mut observe))?;
         let outcome = self.outcome(run, stop);
         Ok(Trace { steps, outcome })
+    }
+
+    /// Runs `case` and shows each instruction, with up to 15 bytes from where it lies, just before it
+    /// is executed, at most `max_steps` of them.
+    pub fn step_through(
+        &mut self,
+        case: &Case,
+        max_steps: u64,
+        mut look: impl FnMut(&Instruction, &[u8]),
+    ) -> Result<(), Unsupported> {
+        let limit = case.limit.unwrap_or(u64::MAX).min(max_steps);
+        let case = &Case { limit: Some(limit), ..case.clone() };
+        let mut observe = |silicon: &Silicon, run: &Run<'_>| {
+            let code = silicon.memory.read(&run.map, GuestAddress(run.state.rip), 15);
+            look(&decode(&code, run.state.rip), &code);
+        };
+        self.run_observed(case, self.first_limit(), Some(&mut observe)).map(|_| ())
     }
 
     /// Runs `case` one instruction at a time; how it ended and how many instructions that took.
@@ -129,7 +146,7 @@ impl Silicon {
     fn next_instruction(&self, run: &Run<'_>) -> Instruction {
         let rip = run.state.rip;
         let code = self.memory.read(&run.map, GuestAddress(rip), 15);
-        Decoder::with_ip(64, &code, rip, DecoderOptions::NONE).decode()
+        decode(&code, rip)
     }
 
     /// Lets the stub step by itself, at most `most` times, until something is to be looked at; says
@@ -216,6 +233,10 @@ fn loads_flags(instruction: &Instruction) -> bool {
         instruction.mnemonic(),
         Mnemonic::Popf | Mnemonic::Popfq | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
     )
+}
+
+fn decode(code: &[u8], rip: u64) -> Instruction {
+    Decoder::with_ip(64, code, rip, DecoderOptions::NONE).decode()
 }
 
 fn has_trap_flag(run: &Run<'_>) -> bool {

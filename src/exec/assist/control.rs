@@ -26,12 +26,18 @@ impl Vcpu {
         }
         match class(instruction.code()) {
             Class::Call | Class::CallIndirect => {
-                let target = self.target(core, instruction)?;
+                let target = self.raw_target(core, instruction)?;
+                let top = self.gpr(4);
                 self.push_word(core, instruction.next_ip(), 8)?;
-                self.pc = target;
+                if !is_canonical(target) {
+                    // What was pushed stays in memory.
+                    self.set_gpr(4, top);
+                    return Err(Exit::general_protection().into());
+                }
+                self.pc = GuestAddress(target);
             }
             Class::Return => {
-                let target = self.load_word(core, GuestAddress(self.gpr(4)), 8)?;
+                let target = self.load_stack(core, 8)?;
                 if !is_canonical(target) {
                     return Err(Exit::general_protection().into());
                 }
@@ -49,11 +55,15 @@ impl Vcpu {
 
     /// Where a branch goes.
     fn target(&self, core: &Core, instruction: &Instruction) -> Result<GuestAddress, Exit> {
-        let target = match class(instruction.code()) {
-            Class::JumpIndirect | Class::CallIndirect => self.operand(core, instruction, 0, 8)?,
-            _ => instruction.near_branch_target(),
-        };
+        let target = self.raw_target(core, instruction)?;
         if is_canonical(target) { Ok(GuestAddress(target)) } else { Err(Exit::general_protection()) }
+    }
+
+    fn raw_target(&self, core: &Core, instruction: &Instruction) -> Result<u64, Exit> {
+        match class(instruction.code()) {
+            Class::JumpIndirect | Class::CallIndirect => self.operand(core, instruction, 0, 8),
+            _ => Ok(instruction.near_branch_target()),
+        }
     }
 
     fn condition(&self, condition: ConditionCode) -> bool {

@@ -61,6 +61,7 @@ impl Vcpu {
             M::Push | M::Pop | M::Pushf | M::Pushfq | M::Popf | M::Popfq | M::Leave | M::Enter => {
                 self.stack(core, instruction)
             }
+            M::Mov if instruction.is_privileged() => Err(Exit::general_protection().into()),
             M::Mov | M::Lss | M::Lfs | M::Lgs => self.segment(core, instruction),
             M::Wrfsbase | M::Wrgsbase => self.write_base(instruction),
             M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsavec | M::Xsavec64 => {

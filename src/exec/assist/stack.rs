@@ -2,6 +2,7 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
+use crate::exec::access::Access;
 use crate::exec::core::Core;
 use crate::exec::exit::{Exit, vector};
 use crate::exec::step::Undone;
@@ -96,34 +97,38 @@ impl Vcpu {
         Ok(())
     }
 
-    /// ENTER (Intel SDM volume 2): nothing changes unless all of it can be done.
+    /// ENTER (Intel SDM volume 2). What was pushed before a fault stays in memory.
     fn enter_frame(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Exit> {
         let size: u64 = if instruction.code() == Code::Enterw_imm16_imm8 { 2 } else { 8 };
-        let level = instruction.immediate8_2nd() % 32;
-        let (top, base) = (self.gpr(SP), self.gpr(BP));
-        let mut pushed = vec![base];
-        let frame = top.wrapping_sub(size);
-        for index in 1..u64::from(level) {
+        let level = u64::from(instruction.immediate8_2nd() % 32);
+        let base = self.gpr(BP);
+        let frame = self.gpr(SP).wrapping_sub(size);
+        let mut top = frame;
+        self.store_stack(core, top, base, size)?;
+        for index in 1..level {
             let source = base.wrapping_sub(index * size);
             stack_address(source)?;
-            pushed.push(self.load_word(core, GuestAddress(source), size as usize)?);
+            let value = self.load_word(core, GuestAddress(source), size as usize)?;
+            top = top.wrapping_sub(size);
+            self.store_stack(core, top, value, size)?;
         }
         if level > 0 {
-            pushed.push(frame);
+            top = top.wrapping_sub(size);
+            self.store_stack(core, top, frame, size)?;
         }
-        let mut place = top;
-        for value in pushed {
-            place = place.wrapping_sub(size);
-            stack_address(place)?;
-            self.store_word(core, GuestAddress(place), value, size as usize)?;
-        }
-        let last = place.wrapping_sub(u64::from(instruction.immediate16()));
+        let last = top.wrapping_sub(u64::from(instruction.immediate16()));
         stack_address(last)?;
-        // The processor writes to where the stack ends, to see whether it can.
-        self.check(core, GuestAddress(last), size as usize, crate::exec::access::Access::Write)?;
+        // The processor sees whether it could write where the stack ends.
+        self.check_alignment(GuestAddress(last), size as usize)?;
+        self.check(core, GuestAddress(last), size as usize, Access::Write)?;
         self.set_register(if size == 2 { Register::BP } else { Register::RBP }, frame);
         self.set_gpr(SP, last);
         Ok(())
+    }
+
+    fn store_stack(&mut self, core: &mut Core, place: u64, value: u64, size: u64) -> Result<(), Exit> {
+        stack_address(place)?;
+        self.store_word(core, GuestAddress(place), value, size as usize)
     }
 }
 

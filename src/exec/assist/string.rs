@@ -29,13 +29,21 @@ impl Vcpu {
             self.pass(instruction);
             return Ok(());
         }
+        let flags = self.rflags();
         for _ in 0..MOST_ITERATIONS {
             let left = self.gpr(RCX) & mask;
             if left == 0 {
+                self.narrow_unused(instruction, mask);
                 self.pass(instruction);
                 return Ok(());
             }
-            let compared = self.iteration(core, instruction, mask)?;
+            // An interrupted comparison leaves the flags as they were before the first (Intel SDM
+            // volume 2, "REP").
+            let compared = self.iteration(core, instruction, mask)
+                .or_else(|undone| {
+                    self.set_rflags(flags);
+                    Err(undone)
+                })?;
             self.set_gpr(RCX, (left - 1) & mask);
             let zero = self.rflags() & Flag::ZF.mask() != 0;
             let ended = compared && zero == instruction.has_repne_prefix();
@@ -47,7 +55,22 @@ impl Vcpu {
                 return Err(Undone::Again);
             }
         }
+        self.set_rflags(flags);
         Err(Undone::Again)
+    }
+
+    /// What silicon does to the registers of a repeated instruction with 32-bit addresses whose count
+    /// is zero: the count loses its upper half, and so do the pointers of MOVS and STOS.
+    fn narrow_unused(&mut self, instruction: &Instruction, mask: u64) {
+        use Mnemonic as M;
+        self.set_gpr(RCX, self.gpr(RCX) & mask);
+        let moves = matches!(instruction.mnemonic(), M::Movsb | M::Movsw | M::Movsd | M::Movsq);
+        let stores = matches!(instruction.mnemonic(), M::Stosb | M::Stosw | M::Stosd | M::Stosq);
+        for (register, used) in [(RSI, moves), (RDI, moves || stores)] {
+            if used {
+                self.set_gpr(register, self.gpr(register) & mask);
+            }
+        }
     }
 
     /// One iteration; whether it compared.
@@ -79,11 +102,6 @@ impl Vcpu {
         let destination = GuestAddress(self.gpr(RDI) & mask);
         let accumulator = accumulator(size);
         let reads = matches!(kind, Kind::Move | Kind::Load | Kind::Compare);
-        for (address, used) in [(source, reads), (destination, kind != Kind::Load)] {
-            if used && !is_canonical(address.0) {
-                return Err(not_canonical_string(instruction, address == source).into());
-            }
-        }
         match kind {
             Kind::Move => {
                 let value = self.load_word(core, source, size)?;
@@ -101,8 +119,9 @@ impl Vcpu {
                 self.compare_words(self.gpr(0), value, size);
             }
             Kind::Compare => {
-                let left = self.load_word(core, source, size)?;
+                // Silicon looks at RDI's side first.
                 let right = self.load_word(core, destination, size)?;
+                let left = self.load_word(core, source, size)?;
                 self.compare_words(left, right, size);
             }
         }
@@ -161,13 +180,12 @@ impl Vcpu {
         let narrow = instruction.op_kinds().any(|kind| kind == OpKind::MemorySegEDI);
         let mask = if narrow { 0xffff_ffff } else { u64::MAX };
         let start = self.segment_base(instruction).wrapping_add(self.gpr(RDI) & mask);
+        if instruction.op1_register().is_mm() {
+            self.enter_mmx();
+        }
         let bytes = |register: Register| -> Vec<u8> {
             if register.is_mm() {
-                let state = self.state();
-                // MM registers are physical, ST registers relative to the top.
-                let top = state.x87.top();
-                let st = (register.number() + 8 - top) % 8;
-                state.x87.st[st].significand.to_le_bytes().to_vec()
+                self.state().x87.st[register.number()].significand.to_le_bytes().to_vec()
             } else {
                 let words = self.vector(register.number());
                 words[..2].iter().flat_map(|word| word.to_le_bytes()).collect()
@@ -186,6 +204,17 @@ impl Vcpu {
         }
         self.pass(instruction);
         Ok(())
+    }
+
+    /// What every MMX instruction does to the x87 unit: all registers are in use and ST(0) is the first
+    /// (Intel SDM volume 1, section 9.5.1).
+    fn enter_mmx(&mut self) {
+        let mut state = self.state();
+        let top = state.x87.top();
+        state.x87.st.rotate_right(top);
+        state.x87.status &= !(7 << 11);
+        state.x87.tag = 0xff;
+        self.set_state(&state);
     }
 
     /// BT, BTS, BTR, BTC with the number of the bit in a register.
@@ -270,12 +299,4 @@ fn accumulator(size: usize) -> Register {
         4 => Register::EAX,
         _ => Register::RAX,
     }
-}
-
-/// A source may be in the stack segment, by its prefix.
-fn not_canonical_string(instruction: &Instruction, source: bool) -> Exit {
-    if source && instruction.segment_prefix() == Register::SS {
-        return Exit::exception(crate::exec::exit::vector::SS);
-    }
-    Exit::general_protection()
 }

@@ -36,6 +36,10 @@ impl Vcpu {
             }
             M::Rdpkru | M::Wrpkru => self.protection_keys(instruction),
             M::Xbegin | M::Xend | M::Xabort | M::Xtest => self.transaction(instruction),
+            // Undefined outside of kernels, of virtual machine monitors, of management mode.
+            M::Clac | M::Stac | M::Rsm | M::Vmread | M::Vmwrite | M::Vmptrld | M::Vmptrst
+            | M::Vmclear | M::Vmlaunch | M::Vmresume | M::Vmxoff | M::Vmxon | M::Vmcall
+            | M::Vmfunc | M::Invept | M::Invvpid => Err(Exit::exception(vector::UD).into()),
             _ if instruction.is_privileged() => Err(Exit::general_protection().into()),
             M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => {
                 Err(Exit::general_protection().into())

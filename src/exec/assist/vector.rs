@@ -15,6 +15,8 @@ struct Elements {
     count: usize,
     /// Bytes of an element.
     size: usize,
+    /// Bytes of the longer of the data and the indexes.
+    length: usize,
     /// The register gathered to or scattered from.
     data: Register,
     mask: Mask,
@@ -50,6 +52,7 @@ impl Vcpu {
         if !self.is_runnable(core, instruction) {
             return Err(Exit::exception(crate::exec::exit::vector::UD).into());
         }
+        elements.spread(&mut state);
         for element in 0..elements.count {
             if !elements.is_active(&state, element) {
                 continue;
@@ -76,7 +79,7 @@ impl Vcpu {
             }
             elements.clear(&mut state, element);
         }
-        elements.finish(&mut state, instruction, memory_first);
+        elements.finish(&mut state, memory_first);
         self.set_state(&state);
         self.pass(instruction);
         Ok(())
@@ -110,11 +113,11 @@ impl Vcpu {
         }
         let source = self.canonical_operand(instruction)?;
         let destination = self.register_value(instruction.op0_register()).unwrap_or_default();
+        let mut bytes = [0; 64];
+        self.load(core, source, &mut bytes)?;
         if !destination.is_multiple_of(64) || !is_canonical(destination) {
             return Err(Exit::general_protection().into());
         }
-        let mut bytes = [0; 64];
-        self.load(core, source, &mut bytes)?;
         self.check(core, GuestAddress(destination), 64, Access::Write)?;
         self.store(core, GuestAddress(destination), &bytes)?;
         self.pass(instruction);
@@ -143,6 +146,17 @@ impl Elements {
         }
     }
 
+    /// A vector's mask becomes all ones or all zeros in each element, and zero behind them, before the
+    /// first access.
+    fn spread(&self, state: &mut State) {
+        let Mask::Vector(mask) = self.mask else { return };
+        for element in 0..self.length / self.size {
+            let word = if self.is_active(state, element) { u64::MAX } else { 0 };
+            set_word(&mut state.vector[mask], element, self.size, word);
+        }
+        state.vector[mask][self.length / 8..].fill(0);
+    }
+
     fn clear(&self, state: &mut State, element: usize) {
         match self.mask {
             Mask::Opmask(mask) => state.opmask[mask] &= !(1 << element),
@@ -153,22 +167,14 @@ impl Elements {
     }
 
     /// What is beyond the elements becomes zero.
-    fn finish(&self, state: &mut State, instruction: &Instruction, scatters: bool) {
+    fn finish(&self, state: &mut State, scatters: bool) {
         match self.mask {
             Mask::Opmask(mask) => state.opmask[mask] = 0,
             Mask::Vector(mask) => state.vector[mask] = [0; 8],
         }
         if !scatters {
-            let bytes = self.count * self.size;
-            let _ = instruction;
-            let vector = &mut state.vector[self.data.number()];
-            for (index, word) in vector.iter_mut().enumerate() {
-                if index * 8 >= bytes.max(16) {
-                    *word = 0;
-                } else if index * 8 >= bytes {
-                    *word = 0;
-                }
-            }
+            let words = (self.count * self.size).div_ceil(8);
+            state.vector[self.data.number()][words..].fill(0);
         }
     }
 }
@@ -189,7 +195,8 @@ fn elements(instruction: &Instruction) -> Option<Elements> {
     } else {
         Mask::Vector(registers.get(1)?.number())
     };
-    Some(Elements { count, size, data, mask })
+    let length = data.size().max(index.size());
+    Some(Elements { count, size, length, data, mask })
 }
 
 fn is_quad_index(instruction: &Instruction) -> bool {

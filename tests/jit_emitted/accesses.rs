@@ -1,0 +1,335 @@
+//! The part of the checker that judges memory operands and follows what instructions do to values.
+
+use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
+use tregion::translate::{Class, class};
+
+use crate::checker::{Checker, RDI, is_plain_slot, is_relocation, writes};
+use crate::fields;
+use crate::symbolic::{Form, Origin};
+
+/// Room at the window's end for an operand that begins in it.
+const OPERAND: u64 = 4096;
+
+impl Checker<'_> {
+    /// All memory that an instruction accesses, whether it says so or not.
+    pub(crate) fn memory(&mut self, index: usize, instruction: &Instruction) {
+        if matches!(instruction.code(), Code::Pushfq | Code::Popfq | Code::Push_r64 | Code::Pop_r64) {
+            // Just below the block, as `stack_pointer` has found.
+            return;
+        }
+        let no_access = matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
+        let mut named = 0;
+        for operand in 0..instruction.op_count() {
+            let kind = instruction.op_kind(operand);
+            named += usize::from(kind.is_memory());
+            match kind {
+                _ if no_access => {}
+                OpKind::Memory if is_in_block(instruction) => self.block_access(instruction),
+                OpKind::Memory if self.is_poll(instruction) => {}
+                OpKind::Memory => self.window_operand(instruction),
+                OpKind::MemorySegRSI => self.window_register(instruction, 6),
+                OpKind::MemorySegRDI => self.window_register(instruction, RDI),
+                OpKind::MemoryESRDI => self.relocated_string(index, instruction),
+                kind if kind.is_memory() => self.complain(instruction, "a narrow string address"),
+                _ => {}
+            }
+        }
+        let used = self.information.info(instruction).used_memory();
+        let accessed = used.iter().filter(|used| used.access() != OpAccess::NoMemAccess).count();
+        if accessed > named && !no_access {
+            self.complain(instruction, "an access without an operand");
+        }
+    }
+
+    fn block_access(&mut self, instruction: &Instruction) {
+        self.figures.block_accesses += 1;
+        let offset = instruction.memory_displacement64() as i64;
+        let bytes = instruction.memory_size().size();
+        let used = self.information.info(instruction).used_memory();
+        let access = used.first().map_or(OpAccess::ReadWrite, |used| used.access());
+        let index = instruction.memory_index();
+        if index == Register::None {
+            if !fields::allowed(offset, bytes, writes(access)) {
+                self.complain(instruction, "not a word of the block that code may use so");
+            }
+            return;
+        }
+        let form = &self.state.registers[index.full_register().number()];
+        let low = matches!(self.symbols.origin_of(form), Some(Origin::Low16(_)));
+        let tables = [self.shape.base, fields::JUMP_TAGS].map(i64::from);
+        let fits = index.is_gpr64() && instruction.memory_index_scale() == 8 && low;
+        if !fits || !tables.contains(&offset) || writes(access) || bytes > 8 {
+            self.complain(instruction, "an access beside the tables of the block");
+        }
+    }
+
+    fn is_poll(&self, instruction: &Instruction) -> bool {
+        let form = &self.state.registers[14];
+        instruction.code() == Code::Mov_r32_rm32
+            && instruction.op0_register() == Register::R14D
+            && instruction.memory_base() == Register::R14
+            && instruction.memory_index() == Register::None
+            && instruction.memory_displacement64() == 0
+            && !instruction.has_segment_prefix()
+            && self.symbols.origin_of(form) == Some(&Origin::Slot(fields::POLL))
+    }
+
+    /// An operand in the window, which must be near a probed address.
+    fn window_operand(&mut self, instruction: &Instruction) {
+        self.figures.window_accesses += 1;
+        if instruction.memory_segment() != Register::GS {
+            return self.complain(instruction, "neither in the window nor in the block");
+        }
+        if class(instruction.code()) == Class::Hint {
+            return;
+        }
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        if base.is_gpr32() || index.is_gpr32() {
+            return;
+        }
+        if instruction.is_ip_rel_memory_operand() {
+            return self.complain(instruction, "relative to host code");
+        }
+        let address = if instruction.mnemonic() == Mnemonic::Xlatb {
+            self.state.registers[3].clone()
+        } else {
+            self.address(instruction)
+        };
+        self.covered(instruction, &address);
+    }
+
+    fn window_register(&mut self, instruction: &Instruction, register: usize) {
+        self.figures.window_accesses += 1;
+        if instruction.memory_segment() != Register::GS {
+            return self.complain(instruction, "neither in the window nor in the block");
+        }
+        let address = self.state.registers[register].clone();
+        self.covered(instruction, &address);
+    }
+
+    fn covered(&mut self, instruction: &Instruction, address: &Form) {
+        if let Some(constant) = address.as_constant() {
+            if constant >= (1 << self.window_bits) + OPERAND {
+                self.complain(instruction, "a constant address outside the window");
+            }
+            return;
+        }
+        match self.state.distance_from_probed(address) {
+            None => self.complain(instruction, "not probed"),
+            Some(distance) if distance > crate::checker::MOST_DISTANCE => {
+                self.complain(instruction, format!("{distance:#x} bytes from what was probed"));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// The word that RDI leads to, while RDI is an address of the host's.
+    fn relocated_string(&mut self, index: usize, instruction: &Instruction) {
+        self.figures.strings += 1;
+        let offset = instruction.ip() as u32;
+        let recovered =
+            self.block.side_entry(offset).is_some_and(|entry| entry.recovery.rdi_relocated);
+        if !self.is_relocated_string(index) || !recovered {
+            return self.complain(instruction, "RDI is not moved before and back behind it");
+        }
+        let window = self.symbols.of(Origin::Slot(fields::WINDOW));
+        let guest = self.state.registers[RDI].plus(&window, u64::MAX);
+        self.covered(instruction, &guest);
+    }
+
+    /// The address of an operand of 64-bit registers. For a bit string that of the word with the bit.
+    fn address(&mut self, instruction: &Instruction) -> Form {
+        let operand = self.operand_form(instruction);
+        let bits = matches!(
+            instruction.mnemonic(),
+            Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
+        );
+        if !bits || instruction.op1_kind() != OpKind::Register {
+            return operand;
+        }
+        let register = instruction.op1_register();
+        let number = self.state.registers[register.full_register().number()].clone();
+        let (signed, shift) = match register.size() {
+            8 => (number, 6),
+            4 => (self.symbols.of(Origin::Signed(number, 32)), 5),
+            _ => (self.symbols.of(Origin::Signed(number, 16)), 4),
+        };
+        let word = self.symbols.of(Origin::Shifted(signed, shift));
+        operand.plus(&word, register.size() as u64)
+    }
+
+    /// Base, index and displacement.
+    fn operand_form(&self, instruction: &Instruction) -> Form {
+        let mut sum = Form::constant(instruction.memory_displacement64());
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        if base.is_gpr() {
+            sum = sum.plus(&self.state.registers[base.number()], 1);
+        }
+        if index.is_gpr() {
+            let scale = u64::from(instruction.memory_index_scale());
+            sum = sum.plus(&self.state.registers[index.number()], scale);
+        }
+        sum
+    }
+
+    /// What an instruction does to the values that are known.
+    pub(crate) fn follow(&mut self, instruction: &Instruction) {
+        if self.probe(instruction) {
+            return;
+        }
+        if self.stored(instruction) {
+            return;
+        }
+        let known = self.result(instruction);
+        let string = instruction.op_kinds().any(|kind| kind == OpKind::MemoryESRDI);
+        let used = self.information.info(instruction).used_registers().to_vec();
+        for used in used.iter().filter(|used| used.register().is_gpr() && writes(used.access())) {
+            let number = used.register().full_register().number();
+            self.state.registers[number] = match &known {
+                Some(form) => form.clone(),
+                None if string && number == RDI => self.symbols.relocated(),
+                None => self.symbols.unknown(),
+            };
+        }
+        self.forget_slots(instruction);
+    }
+
+    /// A load from the probe page, which tells that an address is in the window.
+    fn probe(&mut self, instruction: &Instruction) -> bool {
+        let index = instruction.memory_index();
+        let load = instruction.code() == Code::Mov_r32_rm32
+            && instruction.op1_kind() == OpKind::Memory
+            && is_in_block(instruction)
+            && index.is_gpr64()
+            && instruction.memory_index_scale() == 8
+            && instruction.memory_displacement64() as i64 == i64::from(self.shape.base);
+        if !load {
+            return false;
+        }
+        let form = self.state.registers[index.number()].clone();
+        if let Some(Origin::Low16(rotated)) = self.symbols.origin_of(&form)
+            && let Some(Origin::Rotated(address, shift)) = self.symbols.origin_of(rotated)
+            && *shift == self.shape.shift
+        {
+            self.figures.probes += 1;
+            self.state.probed.push(address.clone());
+        }
+        let scratch = instruction.op0_register().full_register().number();
+        self.state.registers[scratch] = self.symbols.unknown();
+        true
+    }
+
+    fn stored(&mut self, instruction: &Instruction) -> bool {
+        let store = instruction.code() == Code::Mov_rm64_r64 && is_plain_slot(instruction);
+        if store {
+            let offset = instruction.memory_displacement64() as i32;
+            let value = self.state.registers[instruction.op1_register().number()].clone();
+            self.state.slots.insert(offset, value);
+        }
+        store
+    }
+
+    /// A store to the block of any other kind.
+    fn forget_slots(&mut self, instruction: &Instruction) {
+        let used = self.information.info(instruction).used_memory();
+        if !is_plain_slot(instruction) || !used.iter().any(|used| writes(used.access())) {
+            return;
+        }
+        let start = instruction.memory_displacement64() as i32;
+        let end = start + instruction.memory_size().size() as i32;
+        let touched: Vec<i32> = (start - 7..end).filter(|offset| offset % 8 == 0).collect();
+        for offset in touched {
+            let unknown = self.symbols.unknown();
+            self.state.slots.insert(offset, unknown);
+        }
+    }
+
+    /// The value of the one register that an instruction writes, if it is one of those understood.
+    fn result(&mut self, instruction: &Instruction) -> Option<Form> {
+        let register = instruction.op0_kind() == OpKind::Register;
+        let of = |register: Register| self.state.registers[register.full_register().number()].clone();
+        let source = || (instruction.op1_kind() == OpKind::Register).then(|| of(instruction.op1_register()));
+        if !register {
+            return None;
+        }
+        let own = of(instruction.op0_register());
+        Some(match instruction.code() {
+            Code::Mov_r64_rm64 if is_plain_slot(instruction) => {
+                let offset = instruction.memory_displacement64() as i32;
+                self.state.slot(offset, &mut self.symbols)
+            }
+            Code::Mov_r64_rm64 | Code::Mov_rm64_r64 => source()?,
+            Code::Mov_r64_imm64 | Code::Mov_rm64_imm32 | Code::Mov_r32_imm32 | Code::Mov_rm32_imm32 => {
+                Form::constant(instruction.immediate(1))
+            }
+            Code::Lea_r64_m => return self.effective_address(instruction),
+            Code::Add_rm64_imm8 | Code::Add_rm64_imm32 => own.plus_constant(instruction.immediate(1)),
+            Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 => {
+                own.plus_constant(instruction.immediate(1).wrapping_neg())
+            }
+            Code::Inc_rm64 => own.plus_constant(1),
+            Code::Dec_rm64 => own.plus_constant(u64::MAX),
+            Code::VEX_Rorx_r64_rm64_imm8 => {
+                let shift = instruction.immediate8();
+                let rotated = source()?;
+                self.symbols.of(Origin::Rotated(rotated, shift))
+            }
+            Code::Movzx_r32_rm16 => {
+                let value = source()?;
+                self.symbols.of(Origin::Low16(value))
+            }
+            Code::Movsx_r64_rm16 => {
+                let value = source()?;
+                self.symbols.of(Origin::Signed(value, 16))
+            }
+            Code::Movsxd_r64_rm32 => {
+                let value = source()?;
+                self.symbols.of(Origin::Signed(value, 32))
+            }
+            Code::VEX_Sarx_r64_rm64_r64 => {
+                let shift = of(instruction.op2_register()).as_constant()?;
+                let value = source()?;
+                self.symbols.of(Origin::Shifted(value, shift as u8))
+            }
+            _ => return None,
+        })
+    }
+
+    fn effective_address(&mut self, instruction: &Instruction) -> Option<Form> {
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        let wide = |register: Register| register == Register::None || register.is_gpr64();
+        if !wide(base) || !wide(index) || instruction.is_ip_rel_memory_operand() {
+            return None;
+        }
+        let moved_back = is_relocation(instruction)
+            && self.symbols.origin_of(&self.state.registers[14])
+                == Some(&Origin::Slot(fields::MINUS_WINDOW));
+        if moved_back {
+            return Some(self.symbols.unknown());
+        }
+        Some(self.operand_form(instruction))
+    }
+}
+
+/// `[rsp + …]`, which is never a guest's address.
+fn is_in_block(instruction: &Instruction) -> bool {
+    instruction.memory_base() == Register::RSP
+        && !matches!(instruction.memory_segment(), Register::FS | Register::GS)
+}
+
+/// Whether an operand kind is memory.
+trait IsMemory {
+    fn is_memory(self) -> bool;
+}
+
+impl IsMemory for OpKind {
+    fn is_memory(self) -> bool {
+        use OpKind as K;
+        matches!(
+            self,
+            K::Memory | K::MemorySegSI | K::MemorySegESI | K::MemorySegRSI | K::MemorySegDI
+                | K::MemorySegEDI | K::MemorySegRDI | K::MemoryESDI | K::MemoryESEDI
+                | K::MemoryESRDI
+        )
+    }
+}

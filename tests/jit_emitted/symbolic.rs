@@ -1,0 +1,169 @@
+//! [`State`]: what is known about the host's registers and the vCPU's block at one point of emitted
+//! code. Values are sums of symbols: a symbol stands for a value that is not known but does not
+//! change, so that two equal sums are equal values, modulo 2^64.
+
+use std::collections::{BTreeMap, HashMap};
+
+/// A value that is not known.
+pub(crate) type Symbol = u32;
+
+/// A sum of symbols with factors, and a constant.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Form {
+    terms: Vec<(Symbol, u64)>,
+    pub(crate) constant: u64,
+}
+
+impl Form {
+    pub(crate) fn constant(constant: u64) -> Self {
+        Self { terms: Vec::new(), constant }
+    }
+
+    pub(crate) fn symbol(symbol: Symbol) -> Self {
+        Self { terms: vec![(symbol, 1)], constant: 0 }
+    }
+
+    /// The symbol that this is, if it is nothing else.
+    pub(crate) fn as_symbol(&self) -> Option<Symbol> {
+        match (self.terms.as_slice(), self.constant) {
+            ([(symbol, 1)], 0) => Some(*symbol),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn as_constant(&self) -> Option<u64> {
+        self.terms.is_empty().then_some(self.constant)
+    }
+
+    pub(crate) fn symbols(&self) -> impl Iterator<Item = Symbol> {
+        self.terms.iter().map(|(symbol, _)| *symbol)
+    }
+
+    /// The sum of this and `factor` times `other`.
+    pub(crate) fn plus(&self, other: &Self, factor: u64) -> Self {
+        let mut terms: BTreeMap<Symbol, u64> = self.terms.iter().copied().collect();
+        for (symbol, count) in &other.terms {
+            let sum = terms.entry(*symbol).or_default();
+            *sum = sum.wrapping_add(count.wrapping_mul(factor));
+        }
+        let terms = terms.into_iter().filter(|(_, count)| *count != 0).collect();
+        let constant = self.constant.wrapping_add(other.constant.wrapping_mul(factor));
+        Self { terms, constant }
+    }
+
+    pub(crate) fn plus_constant(&self, constant: u64) -> Self {
+        Self { terms: self.terms.clone(), constant: self.constant.wrapping_add(constant) }
+    }
+
+    /// How far this is from `other`, if that is a constant.
+    pub(crate) fn distance(&self, other: &Self) -> Option<i64> {
+        let same = self.terms == other.terms;
+        same.then(|| self.constant.wrapping_sub(other.constant) as i64)
+    }
+}
+
+/// What a symbol is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Origin {
+    /// The word at this offset of the block when translated code was entered.
+    Slot(i32),
+    /// Rotated right by so many bits.
+    Rotated(Form, u8),
+    /// The low 16 bits.
+    Low16(Form),
+    /// So many low bits, sign-extended.
+    Signed(Form, u8),
+    /// Shifted right by so many bits, with the sign.
+    Shifted(Form, u8),
+    /// RDI after a string instruction that began with it in terms of the host.
+    Relocated(u32),
+    /// Whatever.
+    Unknown(u32),
+}
+
+/// All symbols of a block.
+#[derive(Default)]
+pub(crate) struct Symbols {
+    origins: Vec<Origin>,
+    known: HashMap<Origin, Symbol>,
+}
+
+impl Symbols {
+    /// The symbol of this origin.
+    pub(crate) fn of(&mut self, origin: Origin) -> Form {
+        let next = self.origins.len() as Symbol;
+        let symbol = *self.known.entry(origin.clone()).or_insert(next);
+        if symbol == next {
+            self.origins.push(origin);
+        }
+        Form::symbol(symbol)
+    }
+
+    /// A symbol that is like no other.
+    pub(crate) fn unknown(&mut self) -> Form {
+        let number = self.origins.len() as u32;
+        self.of(Origin::Unknown(number))
+    }
+
+    pub(crate) fn relocated(&mut self) -> Form {
+        let number = self.origins.len() as u32;
+        self.of(Origin::Relocated(number))
+    }
+
+    pub(crate) fn origin(&self, symbol: Symbol) -> &Origin {
+        &self.origins[symbol as usize]
+    }
+
+    /// What `form` is made of, if it is one symbol.
+    pub(crate) fn origin_of(&self, form: &Form) -> Option<&Origin> {
+        Some(self.origin(form.as_symbol()?))
+    }
+}
+
+/// See the file's head.
+#[derive(Clone)]
+pub(crate) struct State {
+    pub(crate) registers: [Form; 16],
+    /// Words of the block by offset, as far as they are known.
+    pub(crate) slots: BTreeMap<i32, Form>,
+    /// Addresses of which a probe has told that they lie in the window.
+    pub(crate) probed: Vec<Form>,
+}
+
+impl State {
+    pub(crate) fn new(symbols: &mut Symbols) -> Self {
+        let registers = std::array::from_fn(|_| symbols.unknown());
+        Self { registers, slots: BTreeMap::new(), probed: Vec::new() }
+    }
+
+    pub(crate) fn slot(&mut self, offset: i32, symbols: &mut Symbols) -> Form {
+        let initial = || symbols.of(Origin::Slot(offset));
+        self.slots.entry(offset).or_insert_with(initial).clone()
+    }
+
+    /// How far an address is from the nearest one probed.
+    pub(crate) fn distance_from_probed(&self, address: &Form) -> Option<u64> {
+        let distances = self.probed.iter().filter_map(|probed| address.distance(probed));
+        distances.map(i64::unsigned_abs).min()
+    }
+
+    /// What holds in both of two states.
+    pub(crate) fn join(&self, other: &Self, symbols: &mut Symbols) -> Self {
+        let mut both = self.clone();
+        for (register, theirs) in both.registers.iter_mut().zip(&other.registers) {
+            if register != theirs {
+                *register = symbols.unknown();
+            }
+        }
+        // A slot that only one of them has read is as it was at the start.
+        for offset in self.slots.keys().chain(other.slots.keys()) {
+            let start = symbols.of(Origin::Slot(*offset));
+            let ours = self.slots.get(offset).unwrap_or(&start);
+            let theirs = other.slots.get(offset).unwrap_or(&start);
+            let joined = if ours == theirs { ours.clone() } else { symbols.unknown() };
+            both.slots.insert(*offset, joined);
+        }
+        both.probed.retain(|address| other.probed.contains(address));
+        both
+    }
+}
