@@ -8,6 +8,7 @@
 //!   interpret how the code cache was left: chain, resolve an indirect jump, a fault, …
 //! ```
 
+use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::io;
 
 use iced_x86::Register;
@@ -50,6 +51,8 @@ pub struct Vcpu {
     /// Instructions executed since the vCPU was made, as far as they were counted.
     executed: u64,
     pub(super) bytes: Vec<u8>,
+    /// The x87 unit notes addresses of operands only of instructions with an unmasked exception.
+    notes_exceptions_only: bool,
 }
 
 /// How a piece of a run ended.
@@ -95,6 +98,7 @@ impl Vcpu {
             epoch: 0,
             executed: 0,
             bytes: Vec::new(),
+            notes_exceptions_only: notes_exceptions_only(),
         };
         vcpu.reset_jump_cache();
         vcpu.set_state(&State::default());
@@ -413,8 +417,12 @@ impl Vcpu {
         image[8..16].copy_from_slice(&pc.0.to_le_bytes());
         let Some(opcode) = opcode else { return };
         let noted = u16::from_le_bytes([image[6], image[7]]);
-        if opcode.host == noted && image[2] & PENDING != 0 {
+        let pending = image[2] & PENDING != 0;
+        if pending && opcode.host == noted {
             image[6..8].copy_from_slice(&opcode.guest.to_le_bytes());
+        }
+        if !pending && self.notes_exceptions_only {
+            return;
         }
         let base = match opcode.segment {
             Some(Register::FS) => block.fs_base,
@@ -489,6 +497,11 @@ pub(super) enum Stepped {
 /// Whether the instruction that ended so counts as executed.
 fn is_counted(exit: &Exit) -> bool {
     matches!(exit, Exit::Halt | Exit::SystemCall | Exit::LegacySystemCall)
+}
+
+/// CPUID leaf 7, FDP_EXCPTN_ONLY (Intel SDM volume 1, section 8.1.8).
+fn notes_exceptions_only() -> bool {
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ebx >> 6 & 1 != 0
 }
 
 fn clear_entry(block: &mut VcpuBlock, index: u16) {

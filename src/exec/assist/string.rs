@@ -196,8 +196,11 @@ impl Vcpu {
         if !is_canonical(start) {
             return Err(Exit::general_protection().into());
         }
-        for &index in &wanted {
-            self.check(core, GuestAddress(start.wrapping_add(index as u64)), 1, Access::Write)?;
+        // Silicon checks halves of eight bytes, the upper first, whatever the mask says.
+        for half in (0..data.len()).step_by(8).rev() {
+            let place = GuestAddress(start.wrapping_add(half as u64));
+            self.check_alignment(place, 8)?;
+            self.check(core, place, 8, Access::Write)?;
         }
         for index in wanted {
             self.store(core, GuestAddress(start.wrapping_add(index as u64)), &data[index..=index])?;
