@@ -88,14 +88,14 @@ impl Arena {
         }
     }
 
-    /// Writes four aligned bytes at once: a vCPU that executes them meanwhile sees the old or the
-    /// new ones.
+    /// Writes four bytes of one block of sixteen at once: a vCPU that executes them meanwhile sees the
+    /// old or the new ones.
     pub(crate) fn patch(&mut self, offset: usize, word: u32) {
-        assert!(offset.is_multiple_of(4) && offset + 4 <= self.writable.len(), "an aligned word");
-        // SAFETY: aligned and in bounds, of a mapping that is only ever accessed through pointers.
+        assert!(offset % 16 <= 12 && offset + 4 <= self.writable.len(), "a word of one block");
+        // SAFETY: in bounds, of a mapping that is only ever accessed through pointers. One store.
         unsafe {
             let place = self.writable.as_mut_ptr().add(offset).cast::<u32>();
-            place.write_volatile(word);
+            place.write_unaligned(word);
         }
     }
 

@@ -39,7 +39,7 @@ pub enum Leave {
     Direct {
         /// Where the guest goes on.
         target: GuestAddress,
-        /// Offset of the four bytes, which are aligned.
+        /// Offset of the four bytes, which lie in one block of sixteen.
         patch: u32,
     },
     /// See [`Stub::Indirect`]. The branch itself has no effect yet.

@@ -2,7 +2,7 @@
 //! its target once that is translated; every other one looks the target up in the vCPU's jump cache,
 //! inline. Backward and indirect ones poll first, so that a request to leave is seen.
 
-use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 
 use super::block::{Leave, Stub};
 use super::classify::{Class, class};
@@ -64,20 +64,73 @@ impl Translator {
     ) -> Result<(), NeedsAssist> {
         let target = self.constant_target(work, instruction)?;
         work.pass(instruction);
+        let patch = self.branch(work, instruction);
+        if target == work.request.pc && work.may_repeat() {
+            self.repeat(work, instruction, patch);
+        } else if work.is_inside(target) {
+            work.emitter.land(patch);
+            work.emitter.leave(Stub::Direct, Leave::Direct { target, patch });
+        } else {
+            work.emitter.land(patch);
+            self.cross(work, target);
+        }
+        Ok(())
+    }
+
+    /// Emits a conditional branch, and how the block goes on if it is not taken. Gives the place of
+    /// its displacement.
+    fn branch(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> u32 {
         // iced-x86 numbers conditions like the opcodes, from 1 on.
         let condition = instruction.condition_code() as u8 - 1;
         work.emitter.align_end(6);
         work.emitter.bytes(&[0x0f, 0x80 | condition, 0, 0, 0, 0]);
-        let patch = work.emitter.offset() - 4;
+        let place = work.emitter.offset() - 4;
         let next = work.pc();
         self.go_on(work, next);
-        work.emitter.land(patch);
-        if work.is_inside(target) {
-            work.emitter.leave(Stub::Direct, Leave::Direct { target, patch });
-        } else {
-            self.cross(work, target);
+        place
+    }
+
+    /// The block is a loop of its own: emits its body once more, for all passes but the first.
+    ///
+    /// An access that did not fault has shown that its base is in the window, so where a pass moves a
+    /// base by constants only, the next pass need not probe it: its access lies in the window or in
+    /// the guards, and in the guards it faults. What a pass may assume is what every pass leaves
+    /// true, which is found by trying.
+    fn repeat(&mut self, work: &mut Work<'_>, instruction: &Instruction, first: u32) {
+        let mark = work.emitter.mark();
+        let mut assumed = self.probed;
+        loop {
+            self.probed = assumed;
+            let start = work.emitter.offset();
+            self.body_again(work);
+            if !work.polled {
+                work.emitter.poll();
+            }
+            let again = self.branch(work, instruction);
+            work.emitter.aim(again, start);
+            let kept = assumed.kept_by(&self.probed);
+            if kept == assumed {
+                work.emitter.aim(first, start);
+                return;
+            }
+            assumed = kept;
+            work.emitter.rewind(&mark);
         }
-        Ok(())
+    }
+
+    /// Translates once more all instructions of the block but the last, which is a branch.
+    fn body_again(&mut self, work: &mut Work<'_>) {
+        let (done, count) = (work.done, work.count);
+        let code = work.request.code;
+        let mut decoder = Decoder::with_ip(64, code, work.request.pc.0, DecoderOptions::NONE);
+        let mut instruction = Instruction::default();
+        (work.done, work.count) = (0, 0);
+        while work.count + 1 < count {
+            decoder.decode_out(&mut instruction);
+            self.instruction(work, &instruction);
+        }
+        work.emitter.begin(work.done, work.count);
+        (work.done, work.count) = (done, count);
     }
 
     /// LOOP and JRCXZ test RCX, which is the host's: the instruction decides by itself.
@@ -185,7 +238,7 @@ impl Translator {
         if !is_canonical(target) {
             return Err(NeedsAssist);
         }
-        if target <= instruction.ip() {
+        if target <= instruction.ip() && !work.polled {
             work.emitter.poll();
         }
         Ok(GuestAddress(target))

@@ -31,6 +31,15 @@ pub(super) struct Emitter {
     recovery: Recovery,
 }
 
+/// How long everything is at some point.
+pub(super) struct Mark {
+    code: usize,
+    exits: usize,
+    relocations: usize,
+    side_table: usize,
+    x87_opcodes: usize,
+}
+
 impl Emitter {
     pub(super) fn new() -> Self {
         Self {
@@ -264,22 +273,44 @@ impl Emitter {
         self.exits.push(Exit { offset: self.offset(), leave });
     }
 
-    /// No-operations until the next `length` bytes end at a multiple of four.
+    /// No-operations until the last four of the next `length` bytes lie in one block of sixteen, as
+    /// the processor fetches them, so that they can be changed while it executes them.
     pub(super) fn align_end(&mut self, length: u32) {
-        let missing = (self.offset() + length).next_multiple_of(4) - (self.offset() + length);
-        let padding: &[u8] = match missing {
-            0 => &[],
-            1 => &[0x90],
-            2 => &[0x66, 0x90],
-            _ => &[0x0f, 0x1f, 0x00],
-        };
-        self.bytes(padding);
+        const PADDING: [&[u8]; 4] = [&[], &[0x90], &[0x66, 0x90], &[0x0f, 0x1f, 0x00]];
+        let displacement = (self.offset() + length - 4) % 16;
+        let missing = if displacement > 12 { 16 - displacement } else { 0 };
+        self.bytes(PADDING[missing as usize]);
+    }
+
+    /// Points the rel32 at `place` at `target`.
+    pub(super) fn aim(&mut self, place: u32, target: u32) {
+        let distance = target.wrapping_sub(place + 4);
+        self.ops.ops[place as usize..place as usize + 4].copy_from_slice(&distance.to_le_bytes());
+    }
+
+    /// The present end, to come back to.
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            code: self.ops.ops.len(),
+            exits: self.exits.len(),
+            relocations: self.relocations.len(),
+            side_table: self.side_table.len(),
+            x87_opcodes: self.x87_opcodes.len(),
+        }
+    }
+
+    /// Forgets all that was emitted since.
+    pub(super) fn rewind(&mut self, mark: &Mark) {
+        self.ops.ops.truncate(mark.code);
+        self.exits.truncate(mark.exits);
+        self.relocations.truncate(mark.relocations);
+        self.side_table.truncate(mark.side_table);
+        self.x87_opcodes.truncate(mark.x87_opcodes);
     }
 
     /// Points the rel32 at `place` at the present end.
     pub(super) fn land(&mut self, place: u32) {
-        let distance = self.offset() - (place + 4);
-        self.ops.ops[place as usize..place as usize + 4].copy_from_slice(&distance.to_le_bytes());
+        self.aim(place, self.offset());
     }
 
     /// Points the rel8 at `place` at the present end, which is near enough.

@@ -65,8 +65,8 @@ pub struct Translator {
     probe: ProbeShape,
     encoder: Encoder,
     information: InstructionInfoFactory,
-    /// By opcode: general-purpose registers written that are no operand, once it is known.
-    implicit: Vec<Option<u16>>,
+    /// By opcode: what it writes, once that is known.
+    writes: Vec<Option<Writes>>,
     probed: Probed,
     /// Where in the slot the memory operand is, when it is not in the window.
     slot: Option<u32>,
@@ -78,6 +78,15 @@ impl std::fmt::Debug for Translator {
     }
 }
 
+/// What an opcode writes.
+#[derive(Clone, Copy, Debug)]
+struct Writes {
+    /// General-purpose registers that are no operand.
+    implicit: u16,
+    /// Operands, by a bit each.
+    operands: u8,
+}
+
 /// A block under way.
 struct Work<'a> {
     request: &'a Request<'a>,
@@ -85,6 +94,8 @@ struct Work<'a> {
     /// Guest bytes and instructions done.
     done: u32,
     count: u16,
+    /// A poll was emitted before the instruction before the one in hand.
+    polled: bool,
 }
 
 /// Whether the block goes on.
@@ -102,7 +113,7 @@ impl Translator {
             probe: ProbeShape::new(window_bits),
             encoder: Encoder::new(64),
             information: InstructionInfoFactory::new(),
-            implicit: vec![None; Code::values().len()],
+            writes: vec![None; Code::values().len()],
             probed: Probed::default(),
             slot: None,
         }
@@ -146,7 +157,7 @@ impl Translator {
 
     fn block_with(&mut self, request: &Request<'_>, checked: Option<u32>) -> TranslatedBlock {
         self.probed = Probed::default();
-        let mut work = Work { request, emitter: Emitter::new(), done: 0, count: 0 };
+        let mut work = Work { request, emitter: Emitter::new(), done: 0, count: 0, polled: false };
         work.emitter.begin(0, 0);
         if let Some(length) = checked {
             work.compare_source(length);
@@ -192,7 +203,14 @@ impl Translator {
         let start = work.done as usize;
         let bytes = &work.request.code[start..start + instruction.len()];
         work.emitter.begin(work.done, work.count);
-        let result = match class(instruction.code()) {
+        let class = class(instruction.code());
+        // Between an instruction that sets flags and its branch, a poll would keep them from being
+        // executed as one.
+        let poll = class == Class::Plain && work.is_backward_branch(start + instruction.len());
+        if poll {
+            work.emitter.poll();
+        }
+        let result = match class {
             Class::Plain => self.plain(work, instruction, bytes),
             Class::Lea => self.address(work, instruction, bytes),
             Class::Nop => Ok(()),
@@ -219,6 +237,7 @@ impl Translator {
                 Err(NeedsAssist)
             }
         };
+        work.polled = poll;
         match result {
             Ok(()) => {
                 work.pass(instruction);
@@ -239,8 +258,25 @@ impl Translator {
         bytes: &[u8],
     ) -> Result<(), NeedsAssist> {
         self.moved(&mut work.emitter, instruction, bytes)?;
+        self.note_access(instruction);
         self.note_writes(instruction);
         Ok(())
+    }
+
+    /// An access that did not fault shows that its base is near the window, unless it may have been
+    /// masked out.
+    fn note_access(&mut self, instruction: &Instruction) {
+        use iced_x86::Mnemonic as M;
+        let masked = matches!(
+            instruction.mnemonic(),
+            M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq
+        );
+        if masked || instruction.has_op_mask() || !operand::has_memory(instruction) {
+            return;
+        }
+        if let Some(base) = operand::near_base(instruction) {
+            self.probed.note(base);
+        }
     }
 
     /// Forgets what was probed and is now overwritten.
@@ -248,23 +284,33 @@ impl Translator {
         if let Some((register, distance)) = constant_step(instruction) {
             return self.probed.moved(register, distance);
         }
-        let implicit = self.implicit_writes(instruction);
-        self.probed.forget_all(explicit_registers(instruction) | implicit);
+        let writes = self.writes_of(instruction);
+        let explicit = written_registers(instruction, writes.operands);
+        self.probed.forget_all(explicit | writes.implicit);
     }
 
-    fn implicit_writes(&mut self, instruction: &Instruction) -> u16 {
+    fn writes_of(&mut self, instruction: &Instruction) -> Writes {
         let index = instruction.code() as usize;
-        if let Some(known) = self.implicit[index] {
+        if let Some(known) = self.writes[index] {
             return known;
         }
-        let used = self.information.info(instruction).used_registers();
-        let written = used.iter().filter(|used| {
-            !matches!(used.access(), OpAccess::None | OpAccess::Read | OpAccess::CondRead)
-                && used.register().is_gpr()
-        });
-        let mask = written.fold(0, |mask, used| mask | 1 << number(used.register()));
-        self.implicit[index] = Some(mask & !explicit_registers(instruction));
-        mask
+        let reads = |access: OpAccess| {
+            matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead)
+        };
+        let information = self.information.info(instruction);
+        let registers = information.used_registers().iter();
+        let written = registers.filter(|used| !reads(used.access()) && used.register().is_gpr());
+        let all: u16 = written.fold(0, |mask, used| mask | 1 << number(used.register()));
+        let operands = (0..instruction.op_count())
+            .filter(|&operand| !reads(information.op_access(operand)))
+            .fold(0, |mask, operand| mask | 1 << operand);
+        let written = written_registers(instruction, operands);
+        let writes = Writes { implicit: all & !written, operands };
+        // An operand in a register that the opcode may also write by itself hides that it does.
+        if written & MAY_BE_IMPLICIT == 0 {
+            self.writes[index] = Some(writes);
+        }
+        writes
     }
 
     /// Whether an instruction writes to memory.
@@ -365,6 +411,19 @@ impl Translator {
     }
 }
 
+/// The general-purpose registers among these operands, which are written.
+fn written_registers(instruction: &Instruction, operands: u8) -> u16 {
+    (0..instruction.op_count())
+        .filter(|operand| operands >> operand & 1 != 0)
+        .filter(|&operand| instruction.op_kind(operand) == OpKind::Register)
+        .map(|operand| instruction.op_register(operand))
+        .filter(|register| register.is_gpr())
+        .fold(0, |mask, register| mask | 1 << number(register))
+}
+
+/// Registers that some opcode writes without naming them: RAX RCX RDX RBX RSI RDI R11.
+const MAY_BE_IMPLICIT: u16 = 0b1000_1100_1111;
+
 /// Sets the kind of an operand whose index is known to be valid.
 fn set_kind(instruction: &mut Instruction, operand: u32, kind: OpKind) {
     instruction.set_op_kind(operand, kind);
@@ -413,6 +472,20 @@ impl Work<'_> {
     /// Whether direct jumps may go to `target` without the jump cache.
     fn is_inside(&self, target: GuestAddress) -> bool {
         (self.request.span.0..=self.request.span.1).contains(&target)
+    }
+
+    /// Whether the bytes at an offset are a conditional branch backwards.
+    fn is_backward_branch(&self, offset: usize) -> bool {
+        match self.request.code.get(offset..) {
+            Some([0x70..=0x7f, distance, ..]) => *distance >= 0x80,
+            Some([0x0f, 0x80..=0x8f, _, _, _, distance, ..]) => *distance >= 0x80,
+            _ => false,
+        }
+    }
+
+    /// Whether the block's body may be emitted once more, as a loop.
+    fn may_repeat(&self) -> bool {
+        !self.request.counted && !self.request.checked && self.count > 1
     }
 
     /// Leaves with [`Stub::Changed`] unless the `length` source bytes are still what they were.

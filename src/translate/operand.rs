@@ -21,7 +21,7 @@ pub(super) struct NeedsAssist;
 
 /// Which guest registers hold addresses that were probed in this block, and how far they have moved
 /// since. The guards take up far more than [`Self::MOST`] bytes.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Probed {
     moved: [Option<i32>; 16],
 }
@@ -47,6 +47,13 @@ impl Probed {
                 self.forget(register);
             }
         }
+    }
+
+    /// What of this is still true after code that leaves `after` true: registers that have not moved
+    /// further than they may have at its start.
+    pub(super) fn kept_by(&self, after: &Self) -> Self {
+        let kept = |register: usize| self.moved[register].filter(|_| after.moved[register] == self.moved[register]);
+        Self { moved: std::array::from_fn(kept) }
     }
 
     /// `register` grew by `distance`.
@@ -344,10 +351,7 @@ impl Translator {
         home: &dyn Fn(u8) -> u8,
     ) {
         let (base, index) = (guest.memory_base(), guest.memory_index());
-        let displacement = guest.memory_displacement64();
-        let near = displacement.wrapping_add(NEAR) <= 2 * NEAR;
-        if index == Register::None && near {
-            let number = number(base);
+        if let Some(number) = near_base(guest) {
             if !self.probed.knows(number) {
                 let scratch = loans.take(emitter);
                 emitter.probe(self.probe, home(number), scratch);
@@ -425,6 +429,16 @@ impl Translator {
 
 /// Where each guest register is.
 pub(super) type Homes = [u8; 16];
+
+/// The base of a 64-bit operand without an index and a segment's base, whose displacement is small.
+pub(super) fn near_base(instruction: &Instruction) -> Option<u8> {
+    let base = instruction.memory_base();
+    let plain = base.is_gpr64()
+        && instruction.memory_index() == Register::None
+        && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
+    let near = instruction.memory_displacement64().wrapping_add(NEAR) <= 2 * NEAR;
+    (plain && near).then(|| number(base))
+}
 
 fn identity(number: u8) -> u8 {
     number

@@ -1,1 +1,54 @@
-//! Tests
+//! What the translator emits, read back.
+#![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
+
+use iced_x86::code_asm::*;
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
+
+use super::{Request, TranslatedBlock, Translator};
+use crate::guest::GuestAddress;
+
+const PC: GuestAddress = GuestAddress(0x40_1000);
+
+fn translate(write: impl Fn(&mut CodeAssembler)) -> TranslatedBlock {
+    let mut assembler = CodeAssembler::new(64).unwrap();
+    write(&mut assembler);
+    let code = assembler.assemble(PC.0).unwrap();
+    let span = (GuestAddress(0x40_1000), GuestAddress(0x40_1fff));
+    let request = Request { pc: PC, code: &code, span, stops: &[], counted: false, checked: false };
+    Translator::new(46).block(&request)
+}
+
+/// The emitted instructions as text.
+fn listing(block: &TranslatedBlock) -> Vec<String> {
+    let mut decoder = Decoder::with_ip(64, &block.code, 0, DecoderOptions::NONE);
+    let mut formatter = IntelFormatter::new();
+    let mut lines = Vec::new();
+    while decoder.can_decode() {
+        let instruction: Instruction = decoder.decode();
+        let mut line = String::new();
+        formatter.format(&instruction, &mut line);
+        lines.push(format!("{:x} {line}", instruction.ip()));
+    }
+    lines
+}
+
+fn probes(block: &TranslatedBlock) -> usize {
+    listing(block).iter().filter(|line| line.contains("rorx")).count()
+}
+
+#[test]
+fn a_loop_of_its_own_probes_only_in_its_first_pass() {
+    let block = translate(|code| {
+        let mut again = code.create_label();
+        code.set_label(&mut again).unwrap();
+        code.mov(rax, ptr(rdx)).unwrap();
+        code.add(rax, rcx).unwrap();
+        code.mov(ptr(rdx), rax).unwrap();
+        code.add(rdx, 8).unwrap();
+        code.cmp(rdx, 0x40_a080).unwrap();
+        code.jne(again).unwrap();
+        code.hlt().unwrap();
+    });
+    println!("{}", listing(&block).join("\n"));
+    assert_eq!(probes(&block), 1);
+}
