@@ -1,8 +1,8 @@
 //! [`Jit`]: the translating engine of this project ([`crate::exec`]) as an engine for cases.
 //!
-//! One machine is kept from case to case. The objects of a case lie in a memfd that the machine maps
-//! wherever the case wants; mappings that two cases share stay. Events are what any host program
-//! would do to a machine: its own calls.
+//! A few machines are kept from case to case, each with its mappings, and a case goes to the one that
+//! has most of what it wants. The objects of a case lie in a memfd that every machine maps. Events
+//! are what any host program would do to a machine: its own calls.
 
 use std::time::Duration;
 
@@ -16,8 +16,11 @@ use crate::memory::{Backing, MapError};
 
 /// Processor time that one leg may take, unless another is set.
 const LEG_LIMIT: Duration = Duration::from_millis(200);
-/// The window has 2^46 bytes, the most there are.
-const WINDOW_BITS: u32 = 46;
+/// The first machine has a window of 2^46 bytes, the most there are; the others, which have to fit
+/// beside it, of 2^40 bytes.
+const WINDOW_BITS: [u32; 2] = [46, 40];
+/// How many machines there are at most.
+const MOST_ROOMS: usize = 8;
 
 /// See the file's head.
 pub struct Jit {
@@ -25,11 +28,30 @@ pub struct Jit {
     capabilities: Capabilities,
     memory: CaseMemory,
     backing: Backing,
+    rooms: Vec<Room>,
+    /// The room in use.
+    current: usize,
+    /// How many cases were run.
+    clock: u64,
+    watchdog: Watchdog<Kick>,
+}
+
+/// A machine with what is mapped in it.
+struct Room {
     machine: Machine,
     vcpu: Vcpu,
-    watchdog: Watchdog<Kick>,
-    /// What is mapped in the machine: the mapping and its object's place in the memfd.
+    /// The mapping and its object's place in the memfd.
     present: Vec<Present>,
+    /// When it was used last.
+    used: u64,
+}
+
+impl Room {
+    fn new(window_bits: u32) -> Result<Self, MachineError> {
+        let machine = Machine::new(window_bits)?;
+        let vcpu = machine.vcpu()?;
+        Ok(Self { machine, vcpu, present: Vec::new(), used: 0 })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,33 +92,66 @@ impl Jit {
         let memory = CaseMemory::new()?;
         let size = memory.file().metadata()?.len();
         let backing = Backing::from_file(memory.file().try_clone()?, size)?;
-        let machine = Machine::new(WINDOW_BITS)?;
-        let vcpu = machine.vcpu()?;
         Ok(Self {
             name: name.to_owned(),
             capabilities: capabilities(),
             memory,
             backing,
-            machine,
-            vcpu,
+            rooms: vec![Room::new(WINDOW_BITS[0])?],
+            current: 0,
+            clock: 0,
             watchdog: Watchdog::start(LEG_LIMIT)?,
-            present: Vec::new(),
         })
     }
 
-    /// The machine that runs the cases.
+    /// The machine that ran the last case.
     #[must_use]
     pub fn machine(&self) -> &Machine {
-        &self.machine
+        &self.room().machine
+    }
+
+    fn room(&self) -> &Room {
+        &self.rooms[self.current]
+    }
+
+    fn room_mut(&mut self) -> &mut Room {
+        &mut self.rooms[self.current]
+    }
+
+    /// Takes the room into use that has just these mappings; if none has, a new one, or the one that
+    /// was not used for the longest time.
+    fn take_room(&mut self, wanted: &[Present]) {
+        self.clock += 1;
+        let ready = self.rooms.iter().position(|room| room.present == wanted);
+        let empty = || self.rooms.iter().position(|room| room.present.is_empty());
+        let found = ready.or_else(empty);
+        self.current = found.unwrap_or_else(|| self.another_room());
+        self.room_mut().used = self.clock;
+    }
+
+    fn another_room(&mut self) -> usize {
+        if self.rooms.len() < MOST_ROOMS {
+            match Room::new(WINDOW_BITS[1]) {
+                Ok(room) => {
+                    self.rooms.push(room);
+                    return self.rooms.len() - 1;
+                }
+                Err(error) => tracing::warn!("no further machine: {error}"),
+            }
+        }
+        let rooms = self.rooms.iter().enumerate();
+        rooms.min_by_key(|(_, room)| room.used).map_or(0, |(index, _)| index)
     }
 
     fn run_case(&mut self, case: &Case) -> Result<Outcome, Failed> {
         self.memory.load(case);
-        // The objects' bytes are others now, and nobody told the machine.
-        self.machine.flush();
         let map = MapModel::initial(case);
-        self.map_what_is_wanted(&map)?;
-        self.vcpu.set_state(&case.state);
+        let wanted = self.presence(&map);
+        self.take_room(&wanted);
+        // The objects' bytes are others now, and nobody told the machine.
+        self.room().machine.flush();
+        self.map_what_is_wanted(wanted)?;
+        self.room_mut().vcpu.set_state(&case.state);
         let mut run = Run { case, map, events_applied: 0, executed: 0 };
         let stop = loop {
             match self.leg(&mut run)? {
@@ -108,28 +163,28 @@ impl Jit {
             return Ok(Outcome::inexact(stop, run.events_applied));
         }
         let memory = self.memory.changes(case);
-        Ok(Outcome { stop, events_applied: run.events_applied, state: self.vcpu.state(), memory })
+        Ok(Outcome { stop, events_applied: run.events_applied, state: self.room().vcpu.state(), memory })
     }
 
-    fn map_what_is_wanted(&mut self, map: &MapModel) -> Result<(), MapError> {
-        let wanted = self.presence(map);
-        if wanted == self.present {
+    fn map_what_is_wanted(&mut self, wanted: Vec<Present>) -> Result<(), MapError> {
+        let room = &mut self.rooms[self.current];
+        if wanted == room.present {
             return Ok(());
         }
-        for old in std::mem::take(&mut self.present) {
+        for old in std::mem::take(&mut room.present) {
             if !wanted.contains(&old) {
-                self.machine.unmap(old.mapping.range)?;
+                room.machine.unmap(old.mapping.range)?;
             } else {
-                self.present.push(old);
+                room.present.push(old);
             }
         }
         for new in &wanted {
-            if !self.present.contains(new) {
+            if !room.present.contains(new) {
                 let Mapping { range, permissions, .. } = new.mapping;
-                self.machine.map_shared(range, &self.backing, new.position, permissions)?;
+                room.machine.map_shared(range, &self.backing, new.position, permissions)?;
             }
         }
-        self.present = wanted;
+        room.present = wanted;
         Ok(())
     }
 
@@ -144,7 +199,7 @@ impl Jit {
             self.apply(action)?;
             run.map.apply(action).expect("the actions of a valid case can be carried out");
         }
-        self.present = self.presence(&run.map);
+        self.room_mut().present = self.presence(&run.map);
         run.events_applied += 1;
         Ok(())
     }
@@ -152,19 +207,19 @@ impl Jit {
     fn apply(&mut self, action: &Action) -> Result<(), Failed> {
         match action {
             Action::Write { address, bytes } => {
-                let written = self.machine.write(*address, bytes);
+                let written = self.room().machine.write(*address, bytes);
                 written.expect("a valid case writes where something is mapped");
             }
             Action::Map(mapping) => {
                 let place = self.memory.position(mapping.object, mapping.offset);
                 let Mapping { range, permissions, .. } = *mapping;
-                self.machine.map_shared(range, &self.backing, place, permissions)?;
+                self.room().machine.map_shared(range, &self.backing, place, permissions)?;
             }
-            Action::Unmap(range) => self.machine.unmap(*range)?,
-            Action::Protect { range, permissions } => self.machine.protect(*range, *permissions)?,
-            Action::Alias { source, destination } => self.machine.alias(*source, *destination)?,
-            Action::Remap { source, destination } => self.machine.remap(*source, *destination)?,
-            Action::ExitRequest => self.vcpu.kick().ask(),
+            Action::Unmap(range) => self.room().machine.unmap(*range)?,
+            Action::Protect { range, permissions } => self.room().machine.protect(*range, *permissions)?,
+            Action::Alias { source, destination } => self.room().machine.alias(*source, *destination)?,
+            Action::Remap { source, destination } => self.room().machine.remap(*source, *destination)?,
+            Action::ExitRequest => self.room().vcpu.kick().ask(),
         }
         Ok(())
     }
@@ -185,16 +240,16 @@ impl Jit {
         };
         let budget = wanted.into_iter().chain(left).min();
         if let Some(address) = breakpoint {
-            self.machine.set_breakpoint(address);
+            self.room().machine.set_breakpoint(address);
         }
-        let before = self.vcpu.executed();
-        self.watchdog.begin(&self.vcpu.kick());
+        let before = self.room().vcpu.executed();
+        self.watchdog.begin(&self.room().vcpu.kick());
         let exit = self.run_to_end(budget);
         let run_away = self.watchdog.end();
         if let Some(address) = breakpoint {
-            self.machine.clear_breakpoint(address);
+            self.room().machine.clear_breakpoint(address);
         }
-        let done = self.vcpu.executed() - before;
+        let done = self.room().vcpu.executed() - before;
         run.executed += done;
         if run_away {
             return Ok(LegEnd::Stop(crate::case::Stop::TimeLimit));
@@ -204,10 +259,10 @@ impl Jit {
 
     /// Runs on after requests to leave that come from an event.
     fn run_to_end(&mut self, budget: Option<u64>) -> Exit {
-        let start = self.vcpu.executed();
+        let start = self.room().vcpu.executed();
         loop {
-            let left = budget.map(|budget| budget - (self.vcpu.executed() - start));
-            match self.vcpu.run(left) {
+            let left = budget.map(|budget| budget - (self.room().vcpu.executed() - start));
+            match self.room_mut().vcpu.run(left) {
                 Exit::Requested if !self.watchdog.fired() => {}
                 exit => return exit,
             }
@@ -231,7 +286,7 @@ impl Jit {
                     Some(Trigger::Breakpoint(address)) => Some(address),
                     _ => None,
                 };
-                if at == Some(self.vcpu.rip()) {
+                if at == Some(self.room().vcpu.rip()) {
                     return Ok(LegEnd::Trigger);
                 }
                 Stop::Limit
@@ -241,6 +296,7 @@ impl Jit {
             Exit::Exception { vector, error, address } => {
                 Stop::Exception { vector: ExceptionVector(vector), error: Some(error), address }
             }
+            Exit::Stopped => unreachable!("a case has no hooks"),
             Exit::Requested => Stop::TimeLimit,
             Exit::Unsupported { what } => return Err(Failed(Unsupported::new(what))),
             Exit::Host { what } => return Err(Failed(Unsupported::new(what))),
@@ -278,11 +334,12 @@ impl Engine for Jit {
         let result = self.run_case(case);
         if result.is_err() {
             // Whatever is mapped now, the next case starts from nothing.
-            let all: Vec<_> = self.machine.regions().iter().map(|mapping| mapping.range).collect();
+            let machine = &self.room().machine;
+            let all: Vec<_> = machine.regions().iter().map(|mapping| mapping.range).collect();
             for range in all {
-                self.machine.unmap(range).expect("what is mapped can be unmapped");
+                self.room().machine.unmap(range).expect("what is mapped can be unmapped");
             }
-            self.present.clear();
+            self.room_mut().present.clear();
         }
         result.map_err(|Failed(unsupported)| unsupported)
     }

@@ -65,8 +65,7 @@ impl Vcpu {
         bytes: &mut [u8],
     ) -> Result<(), Exit> {
         self.check(core, address, bytes.len(), Access::Read)?;
-        let read = core.memory.read(address, bytes);
-        read.map_err(|error| page_fault(core, error.address, Access::Read))
+        self.read_guest(core, address, bytes)
     }
 
     /// Writes bytes for the guest: all or none.
@@ -77,8 +76,7 @@ impl Vcpu {
         bytes: &[u8],
     ) -> Result<(), Exit> {
         self.check(core, address, bytes.len(), Access::Write)?;
-        let written = core.write(address, bytes);
-        written.map_err(|error| page_fault(core, error.address, Access::Write))
+        self.write_guest(core, address, bytes)
     }
 
     /// Reads a little-endian word of up to eight bytes.

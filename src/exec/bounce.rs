@@ -11,7 +11,7 @@ use super::access::{Access, page_fault};
 use super::core::Core;
 use super::exit::{Exit, vector};
 use super::step::{Single, Undone, not_canonical};
-use super::vcpu::{Vcpu, lost};
+use super::vcpu::{Fault, Vcpu, lost};
 use crate::guest::{GuestAddress, PAGE_SIZE, Permissions};
 use crate::translate::is_canonical;
 
@@ -31,36 +31,65 @@ impl Vcpu {
             return Err(not_canonical(instruction).into());
         }
         let size = instruction.memory_size().size().max(1);
+        self.bounce_with(core, instruction, size, |_| ())
+    }
+
+    /// The same for an operand of `size` bytes, with `finish` applied to the copy before it is stored.
+    pub(super) fn bounce_with(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+        size: usize,
+        finish: impl FnOnce(&mut [u8]),
+    ) -> Result<(), Undone> {
+        let address = self.operand_address(instruction).unwrap_or_default();
         let start = (address % PAGE_SIZE) as usize;
+        if core.observes(GuestAddress(address), size) {
+            return self.bounce_observed(core, instruction, GuestAddress(address), size);
+        }
         let (operand, rights) = self.fill_slot(core, GuestAddress(address), size)?;
         let pointer = self.memory.block().xsave_data_pointer();
         match self.run_single(core, instruction, Some(start as u32)) {
             Single::Done => {}
             Single::None => return Err(lost("an instruction without a translation").into()),
-            Single::Fault(fault) if fault.vector == vector::PF => {
-                let place = fault.address.wrapping_sub(self.memory.slot_address());
-                let faulting = GuestAddress(address.wrapping_sub(start as u64)).wrapping_add(place);
-                if !is_canonical(faulting.0) {
-                    return Err(not_canonical(instruction).into());
-                }
-                let write = fault.error >> 1 & 1 != 0;
-                let access = if write { Access::Write } else { Access::Read };
-                return Err(page_fault(core, faulting, access).into());
-            }
-            // Alignment is checked only where there is memory at all.
-            Single::Fault(fault) if fault.vector == vector::AC && !is_canonical(address) => {
-                return Err(not_canonical(instruction).into());
-            }
             Single::Fault(fault) => {
-                let (vector, error) = (fault.vector, fault.error);
-                return Err(Exit::Exception { vector, error, address: None }.into());
+                let address = GuestAddress(address);
+                return Err(self.bounce_fault(core, instruction, address, fault).into());
             }
         }
         self.fix_data_pointer(pointer, instruction, address);
+        self.open_slot()?;
+        finish(&mut self.memory.block_mut().slot.0[start..start + size]);
         if writes(instruction) {
             self.store_slot(core, GuestAddress(address), &operand, rights);
         }
         Ok(())
+    }
+
+    /// What a fault of an instruction on the slot is to the guest, whose operand is at `address`.
+    pub(super) fn bounce_fault(
+        &self,
+        core: &Core,
+        instruction: &Instruction,
+        address: GuestAddress,
+        fault: Fault,
+    ) -> Exit {
+        match fault.vector {
+            vector::PF => {
+                let place = fault.address.wrapping_sub(self.memory.slot_address());
+                let faulting = address.page_start().wrapping_add(place);
+                let last = address.wrapping_add(instruction.memory_size().size() as u64).0.wrapping_sub(1);
+                if !is_canonical(faulting.0) || !is_canonical(last) {
+                    return not_canonical(instruction);
+                }
+                let write = fault.error >> 1 & 1 != 0;
+                let access = if write { Access::Write } else { Access::Read };
+                page_fault(core, faulting, access)
+            }
+            // Alignment is checked only where there is memory at all.
+            vector::AC if !is_canonical(address.0) => not_canonical(instruction),
+            vector => Exit::Exception { vector, error: fault.error, address: None },
+        }
     }
 
     /// Copies what is readable of an operand to the slot and protects the slot as the guest's pages
@@ -71,12 +100,8 @@ impl Vcpu {
         address: GuestAddress,
         size: usize,
     ) -> Result<(Vec<u8>, [Permissions; 2]), Exit> {
-        let first = address.page_start();
-        let rights = [first, first.wrapping_add(PAGE_SIZE)].map(|page| {
-            let rights = core.memory.permissions_at(page).filter(|_| is_canonical(page.0));
-            rights.unwrap_or(Permissions::None)
-        });
-        let start = (address.0 - first.0) as usize;
+        let rights = slot_rights(core, address);
+        let start = (address.0 % PAGE_SIZE) as usize;
         let mut operand = vec![0; size];
         let split = size.min(PAGE - start);
         for (part, page) in [(0..split, 0), (split..size, 1)] {
@@ -86,13 +111,38 @@ impl Vcpu {
                 read.map_err(|error| page_fault(core, error.address, Access::Read))?;
             }
         }
+        self.load_slot(start, &operand, rights)?;
+        Ok((operand, rights))
+    }
+
+    /// Copies bytes to `start` in the slot and protects it.
+    pub(super) fn load_slot(
+        &mut self,
+        start: usize,
+        operand: &[u8],
+        rights: [Permissions; 2],
+    ) -> Result<(), Exit> {
         let accessible = [Permissions::ReadWrite; 2];
         let protected = self.memory.protect_slot(accessible).and_then(|()| {
-            self.memory.block_mut().slot.0[start..start + size].copy_from_slice(&operand);
+            let end = start + operand.len();
+            self.memory.block_mut().slot.0[start..end].copy_from_slice(operand);
             self.memory.protect_slot(rights)
         });
-        protected.map_err(|error| Exit::Host { what: format!("the slot's protection: {error}") })?;
-        Ok((operand, rights))
+        protected.map_err(|error| Exit::Host { what: format!("the slot's protection: {error}") })
+    }
+
+    /// Copies bytes from `start` in the slot, which it makes accessible.
+    pub(super) fn read_slot(&mut self, start: usize, size: usize) -> Result<Vec<u8>, Exit> {
+        let protected = self.memory.protect_slot([Permissions::ReadWrite; 2]);
+        protected
+            .map_err(|error| Exit::Host { what: format!("the slot's protection: {error}") })?;
+        Ok(self.memory.block().slot.0[start..start + size].to_vec())
+    }
+
+    /// Makes both pages of the slot accessible, to this process too.
+    fn open_slot(&mut self) -> Result<(), Exit> {
+        let opened = self.memory.protect_slot([Permissions::ReadWrite; 2]);
+        opened.map_err(|error| Exit::Host { what: format!("the slot's protection: {error}") })
     }
 
     /// Stores what the instruction left in the slot, where the guest may write.
@@ -118,7 +168,7 @@ impl Vcpu {
     }
 
     /// The x87 unit notes the address of its last operand: after a bounce that is the slot's.
-    fn fix_data_pointer(&mut self, before: u64, instruction: &Instruction, linear: u64) {
+    pub(super) fn fix_data_pointer(&mut self, before: u64, instruction: &Instruction, linear: u64) {
         let slot = self.memory.slot_address();
         let block = self.memory.block_mut();
         let now = block.xsave_data_pointer();
@@ -138,6 +188,15 @@ impl Vcpu {
 fn saves_all(instruction: &Instruction) -> bool {
     use Mnemonic as M;
     matches!(instruction.mnemonic(), M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64)
+}
+
+/// What the guest may do with the two pages from the one of `address` on.
+pub(super) fn slot_rights(core: &Core, address: GuestAddress) -> [Permissions; 2] {
+    let first = address.page_start();
+    [first, first.wrapping_add(PAGE_SIZE)].map(|page| {
+        let rights = core.memory.permissions_at(page).filter(|_| is_canonical(page.0));
+        rights.unwrap_or(Permissions::None)
+    })
 }
 
 /// Whether an instruction may write to its memory operand.

@@ -4,14 +4,17 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 
-use iced_x86::CpuidFeature;
+use iced_x86::{CpuidFeature, Decoder, DecoderOptions, FlowControl};
 
 use super::cpuid::CpuidModel;
+use super::hook_context::{HookContext, MemoryAccess};
+use super::hooks::{HookError, HookId, Hooks, Removed, Span};
+use super::mmio::Device;
 use super::signals::Registration;
 use super::trampoline::Prelude;
 use crate::code::{Arena, CHUNK_BYTES, CodeCache, Key};
 use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
-use crate::memory::{AccessError, AddressSpace, PageId};
+use crate::memory::{AccessError, AddressSpace, MapError, PageId};
 use crate::translate::{Request, Stub, TranslatedBlock, Translator};
 
 /// Bytes of code memory of a machine, of which only what is used costs anything.
@@ -20,6 +23,8 @@ const ARENA_BYTES: usize = 256 << 20;
 const MOST_SOURCE: usize = 1024;
 /// Pages that a region of code that is not writable spans at most.
 const MOST_PAGES: u64 = 512;
+/// Pages of a range from which on all code is retired, and not page by page.
+const MOST_RETIRED: u64 = 1 << 16;
 /// Writes to a page's code after which its blocks check themselves instead.
 const WRITES_UNTIL_CHECKED: u32 = 4;
 
@@ -29,8 +34,10 @@ pub(super) struct Core {
     pub(super) memory: AddressSpace,
     pub(super) cache: CodeCache,
     pub(super) translator: Translator,
-    /// Addresses that only the run loop passes, in order.
-    pub(super) stops: Vec<GuestAddress>,
+    /// Breakpoints and hooks, …
+    pub(super) hooks: Hooks,
+    /// … and devices.
+    pub(super) devices: Vec<Device>,
     /// Counts up whenever a region is retired: a jump cache filled before may be wrong.
     pub(super) epoch: u64,
     /// Host address of the prelude's entry.
@@ -66,7 +73,8 @@ impl Core {
             memory,
             cache,
             translator,
-            stops: Vec::new(),
+            hooks: Hooks::default(),
+            devices: Vec::new(),
             epoch: 0,
             enter,
             scratch: CHUNK_BYTES,
@@ -88,9 +96,16 @@ impl Core {
         self.translate(key)
     }
 
+    /// The same for translated code that is to jump there by itself.
+    pub(super) fn find_to_jump(&mut self, key: Key) -> Option<u64> {
+        if self.hooks.allow_jump(key.pc) { self.find_or_translate(key) } else { None }
+    }
+
     fn translate(&mut self, key: Key) -> Option<u64> {
         self.source.clear();
-        self.memory.fetch(key.pc, MOST_SOURCE, &mut self.source);
+        // What only the run loop may pass is as good as not there.
+        let most = usize::try_from(self.hooks.room(key.pc)).unwrap_or(usize::MAX);
+        self.memory.fetch(key.pc, MOST_SOURCE.min(most), &mut self.source);
         if self.source.is_empty() {
             return None;
         }
@@ -108,9 +123,10 @@ impl Core {
             pc: key.pc,
             code: &self.source,
             span,
-            stops: &self.stops,
+            stops: &[],
             counted: key.counted,
             checked: checked && key.pc.0 < self.memory.window_end(),
+            single_pass: self.hooks.has_block_hook(key.pc),
         };
         let block = self.translator.block(&request);
         if !checked {
@@ -220,19 +236,86 @@ impl Core {
 
     /// Retires the code of guest pages, whatever is mapped there.
     pub(super) fn retire_range(&mut self, range: GuestRange) {
+        self.retire_between(range.start(), range.last());
+    }
+
+    fn retire_between(&mut self, first: GuestAddress, last: GuestAddress) {
         if self.cache.is_empty() {
             return;
         }
-        let mut next = range.start();
-        loop {
-            if self.cache.retire_page(next) {
-                self.epoch += 1;
-            }
-            if next == range.last().page_start() {
-                return;
-            }
-            next = next.wrapping_add(PAGE_SIZE);
+        if last.0 / PAGE_SIZE - first.0 / PAGE_SIZE > MOST_RETIRED {
+            return self.retire_all();
         }
+        for page in first.0 / PAGE_SIZE..=last.0 / PAGE_SIZE {
+            self.retire_at(GuestAddress(page * PAGE_SIZE));
+        }
+    }
+
+    /// Calls `call` before each instruction of a span.
+    pub(super) fn hook_code(
+        &mut self,
+        span: Span,
+        call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
+    ) -> HookId {
+        let id = self.hooks.add_code(span, call);
+        self.retire_between(span.first, span.last);
+        id
+    }
+
+    /// Calls `call` where control arrives in a span.
+    pub(super) fn hook_blocks(
+        &mut self,
+        span: Span,
+        call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
+    ) -> HookId {
+        let id = self.hooks.add_block(span, call);
+        self.retire_between(span.first, span.last);
+        id
+    }
+
+    /// Calls `call` before each access to a span.
+    pub(super) fn hook_memory(
+        &mut self,
+        span: Span,
+        call: impl FnMut(&MemoryAccess<'_>) + Send + 'static,
+    ) -> Result<HookId, HookError> {
+        let id = self.hooks.add_memory(span, call);
+        match self.trap() {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                self.hooks.remove(id);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Takes a hook out.
+    pub(super) fn unhook(&mut self, id: HookId) -> Option<Removed> {
+        let (span, removed) = self.hooks.remove(id)?;
+        if !removed.is_memory() {
+            self.retire_between(span.first, span.last);
+        } else if let Err(error) = self.trap() {
+            // Accesses still come to the run loop, which finds nobody to call.
+            tracing::debug!(%error, "pages stay trapped");
+        }
+        Some(removed)
+    }
+
+    fn trap(&mut self) -> Result<(), MapError> {
+        self.memory.set_traps(&self.hooks.trapped_below(self.memory.window_end()))
+    }
+
+    /// If the block at `host` ends without a transfer of control: where, and where it starts.
+    pub(super) fn falls_through(&self, host: u64) -> Option<(GuestAddress, GuestAddress)> {
+        let block = self.cache.locate(host)?.block;
+        let (start, bytes) = (block.key.pc, block.translated.guest_bytes);
+        let last = block.translated.side_table.iter().rev().find(|entry| entry.guest < bytes)?;
+        let pc = start.wrapping_add(u64::from(last.guest));
+        let mut source = Vec::new();
+        self.memory.fetch(pc, 15, &mut source);
+        let instruction = Decoder::with_ip(64, &source, pc.0, DecoderOptions::NONE).decode();
+        let falls = instruction.flow_control() == FlowControl::Next;
+        falls.then_some((start.wrapping_add(u64::from(bytes)), start))
     }
 
     /// Retires all code and lifts all watches.

@@ -25,6 +25,8 @@ pub enum Exit {
     Budget,
     /// A breakpoint is at RIP, which is not executed yet.
     Breakpoint,
+    /// A hook asked for it.
+    Stopped,
     /// Another thread asked for it.
     Requested,
     /// The instruction at RIP is one that this engine does not execute.
@@ -63,6 +65,7 @@ impl fmt::Display for Exit {
             }
             Self::Budget => formatter.write_str("budget used up"),
             Self::Breakpoint => formatter.write_str("breakpoint"),
+            Self::Stopped => formatter.write_str("stopped by a hook"),
             Self::Requested => formatter.write_str("exit requested"),
             Self::Unsupported { what } => write!(formatter, "not supported: {what}"),
             Self::Host { what } => write!(formatter, "the host failed: {what}"),

@@ -35,10 +35,12 @@ impl Kick {
 
     /// Whether a request was made, which is then granted. Called by the vCPU outside of guest code.
     pub(super) fn taken(&self, memory: &mut VcpuMemory) -> bool {
-        if !self.is_pending() {
+        // The second store of a request that is granted already may come late.
+        let quiet = memory.quiet_address();
+        if !self.is_pending() && self.poll.get() == quiet {
             return false;
         }
-        self.poll.set(memory.quiet_address());
+        self.poll.set(quiet);
         self.requested.swap(false, Ordering::SeqCst)
     }
 }

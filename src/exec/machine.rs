@@ -1,20 +1,28 @@
 //! [`Machine`]: guest memory and the code translated from it.
 
 use std::io;
+use std::ops::RangeBounds;
 
 use super::core::Core;
 use super::cpuid::CpuidModel;
-use super::vcpu::{SharedCore, Vcpu};
+use super::hook_context::{HookContext, MemoryAccess};
+use super::hooks::{HookError, HookId, Span};
+use super::mmio::{Device, Mmio};
+use super::shared::Shared;
+use super::vcpu::Vcpu;
 use crate::code::Figures;
-use crate::code::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::code::sync::{Arc, MutexGuard};
 use crate::guest::{GuestAddress, GuestRange, Permissions};
 use crate::memory::{AccessError, AddressSpace, Backing, MapError, Mapping, Restored, Snapshot};
 
 /// Guest memory in a window of the host's address space, and the code translated from it. Cheap to
 /// clone; all clones are the same machine.
+///
+/// Calls wait while a vCPU of the machine runs in another thread ([`Kick`](super::Kick) ends its run).
+/// Called by a hook or a device of the machine itself they panic.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    core: SharedCore,
+    core: Arc<Shared>,
     window: u64,
 }
 
@@ -49,7 +57,7 @@ impl Machine {
         let memory = AddressSpace::new(window_bits)?;
         let window = memory.window_start() as u64;
         let core = Core::new(memory)?;
-        Ok(Self { core: Arc::new(Mutex::new(core)), window })
+        Ok(Self { core: Arc::new(Shared::new(core)), window })
     }
 
     /// A processor of this machine.
@@ -58,7 +66,7 @@ impl Machine {
     }
 
     fn core(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+        self.core.lock()
     }
 
     /// Maps fresh zeroed memory where nothing is mapped.
@@ -88,6 +96,10 @@ impl Machine {
         let mut core = self.core();
         core.memory.unmap(range)?;
         core.retire_range(range);
+        let gone = core.take_unused_devices();
+        // What their closures hold is dropped outside of the lock.
+        drop(core);
+        drop(gone);
         Ok(())
     }
 
@@ -152,14 +164,17 @@ impl Machine {
         for range in ranges {
             core.retire_range(range);
         }
+        let gone = core.take_unused_devices();
+        // What their closures hold is dropped outside of the lock.
+        drop(core);
+        drop(gone);
         Ok(())
     }
 
-    /// Stops the guest before the instruction at `address`.
+    /// Stops the guest before the instruction at `address`, before any hook of it is called.
     pub fn set_breakpoint(&self, address: GuestAddress) {
         let mut core = self.core();
-        if let Err(place) = core.stops.binary_search(&address) {
-            core.stops.insert(place, address);
+        if core.hooks.add_breakpoint(address) {
             core.retire_at(address);
         }
     }
@@ -167,10 +182,66 @@ impl Machine {
     /// Takes a breakpoint away; whether there was one.
     pub fn clear_breakpoint(&self, address: GuestAddress) -> bool {
         let mut core = self.core();
-        let Ok(place) = core.stops.binary_search(&address) else { return false };
-        core.stops.remove(place);
-        core.retire_at(address);
-        true
+        let cleared = core.hooks.remove_breakpoint(address);
+        if cleared {
+            core.retire_at(address);
+        }
+        cleared
+    }
+
+    /// Calls `call` before each instruction that starts in `range`. This and the other hooks are
+    /// described in [`HookContext`] and [`MemoryAccess`].
+    pub fn hook_code(
+        &self,
+        range: impl RangeBounds<GuestAddress>,
+        call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
+    ) -> Result<HookId, HookError> {
+        let span = Span::new(range)?;
+        Ok(self.core().hook_code(span, call))
+    }
+
+    /// Calls `call` where control arrives in `range`: by a branch, behind an instruction that transfers
+    /// control, by falling in from outside.
+    pub fn hook_blocks(
+        &self,
+        range: impl RangeBounds<GuestAddress>,
+        call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
+    ) -> Result<HookId, HookError> {
+        let span = Span::new(range)?;
+        Ok(self.core().hook_blocks(span, call))
+    }
+
+    /// Calls `call` before each access of the guest to a byte of `range`, by whatever instruction, that
+    /// the guest may make. Instruction fetches are none. A masked read is one of its whole operand.
+    pub fn hook_memory(
+        &self,
+        range: impl RangeBounds<GuestAddress>,
+        call: impl FnMut(&MemoryAccess<'_>) + Send + 'static,
+    ) -> Result<HookId, HookError> {
+        let span = Span::new(range)?;
+        self.core().hook_memory(span, call)
+    }
+
+    /// Takes a hook away; whether there was one.
+    pub fn remove_hook(&self, id: HookId) -> bool {
+        let removed = self.core().unhook(id);
+        removed.is_some()
+    }
+
+    /// Makes `range`, where nothing is mapped, a device: the guest's reads and writes call `call`, each
+    /// once, in parts of at most 64 bytes that do not cross pages. It cannot be executed. [`Self::unmap`]
+    /// and all else works as for memory; the device is dropped when it is mapped nowhere and no
+    /// snapshot has it. What the closure holds is no part of snapshots, and the host's own reads and
+    /// writes do not reach it.
+    pub fn map_mmio(
+        &self,
+        range: GuestRange,
+        call: impl FnMut(Mmio<'_>) + Send + 'static,
+    ) -> Result<(), MapError> {
+        let backing = Backing::device(range.size())?;
+        self.map_shared(range, &backing, 0, Permissions::ReadWrite)?;
+        self.core().devices.push(Device::new(backing, call));
+        Ok(())
     }
 
     /// Drops all translated code. Needed only where a backing object was written by another process.

@@ -146,12 +146,15 @@ impl Vcpu {
         }
         if fault.error & WRITE == 0 {
             return match core.memory.permissions_at(guest) {
-                Some(permissions) if permissions.read() => End::Go,
+                Some(permissions) if permissions.read() => {
+                    if core.memory.is_trapped(guest) { End::Step } else { End::Go }
+                }
                 _ => End::Exit(page_fault(core, guest, Access::Read)),
             };
         }
         match core.memory.write_fault(guest) {
             Ok(WriteFault::Retry) => End::Go,
+            Ok(WriteFault::Trapped) => End::Step,
             Ok(WriteFault::Watched(page)) => {
                 core.code_written(page);
                 // By itself, or its own page would be watched again before it has written.

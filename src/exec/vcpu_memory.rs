@@ -81,10 +81,18 @@ impl Drop for Pages {
 impl PollCell {
     /// Lets polls load from `address`.
     pub(super) fn set(&self, address: u64) {
+        self.word().store(address, Ordering::SeqCst);
+    }
+
+    /// Where polls load from.
+    pub(super) fn get(&self) -> u64 {
+        self.word().load(Ordering::SeqCst)
+    }
+
+    fn word(&self) -> &AtomicU64 {
         // SAFETY: an aligned word of pages that live as long as `self`; the vCPU's thread accesses
         // it by single loads of translated code and through this function alone.
-        let word = unsafe { AtomicU64::from_ptr(&raw mut (*self.pages.block()).poll) };
-        word.store(address, Ordering::SeqCst);
+        unsafe { AtomicU64::from_ptr(&raw mut (*self.pages.block()).poll) }
     }
 }
 

@@ -84,6 +84,16 @@ impl Xstate {
         ]
     }
 
+    /// The components that there are for guests, PKRU included: XCR0 without what nobody saves here.
+    pub(crate) fn enabled(&self) -> u64 {
+        self.components()
+    }
+
+    /// Where PKRU lies in an area.
+    pub(crate) fn pkru_offset(&self) -> Option<usize> {
+        self.pkru
+    }
+
     /// The components that XRSTOR is to load, as its mask.
     pub(crate) fn components(&self) -> u64 {
         let optional = self.optional().into_iter().filter(|(_, offset, _)| offset.is_some());

@@ -54,10 +54,9 @@ impl AddressSpace {
     pub fn fetch(&self, address: GuestAddress, most: usize, bytes: &mut Vec<u8>) {
         let (mut next, mut wanted) = (Some(address), most);
         while let Some(at) = next.filter(|_| wanted > 0) {
-            let Some(mapping) = self.books.find(at).filter(|found| found.permissions.execute())
-            else {
-                return;
-            };
+            let executable =
+                |found: &&Mapping| found.permissions.execute() && !found.backing.is_device();
+            let Some(mapping) = self.books.find(at).filter(executable) else { return };
             let length = room(mapping.range, at).min(wanted);
             mapping.backing.append(mapping.offset_of(at), length, bytes);
             wanted -= length;

@@ -24,6 +24,8 @@ struct Inner {
     size: u64,
     map: SharedMap,
     file: File,
+    /// It stands for a device.
+    device: bool,
 }
 
 /// A page's bytes on the host's side.
@@ -42,6 +44,19 @@ impl Backing {
     /// The first `size` bytes of `file`, which must be open for reading and writing and must never
     /// become shorter: an access to what is cut off kills the process.
     pub fn from_file(file: File, size: u64) -> Result<Self, MapError> {
+        Self::with_kind(file, size, false)
+    }
+
+    /// `size` bytes that stand for a device: where they are mapped, the host gives guests no access,
+    /// so that the owner sees each one, and no code.
+    pub fn device(size: u64) -> Result<Self, MapError> {
+        check_size(size)?;
+        let file = os::memfd("tregion-device")?;
+        file.set_len(size)?;
+        Self::with_kind(file, size, true)
+    }
+
+    fn with_kind(file: File, size: u64, device: bool) -> Result<Self, MapError> {
         /// Numbers tell backings apart and order nothing.
         static NEXT: AtomicU64 = AtomicU64::new(0);
         check_size(size)?;
@@ -55,7 +70,7 @@ impl Backing {
             _ => MapError::Host(error),
         })?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Self(Arc::new(Inner { number, size, map, file })))
+        Ok(Self(Arc::new(Inner { number, size, map, file, device })))
     }
 
     /// Its size in bytes, a multiple of the page size.
@@ -78,6 +93,17 @@ impl Backing {
     #[must_use]
     pub fn is_same(&self, other: &Backing) -> bool {
         self.0.number == other.0.number
+    }
+
+    /// Whether it stands for a device.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.0.device
+    }
+
+    /// Whether nobody else has a handle: no mapping, no snapshot.
+    pub(crate) fn is_unused(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
     }
 
     pub(super) fn number(&self) -> u64 {

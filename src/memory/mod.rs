@@ -8,6 +8,7 @@
 //! | not mapped, `---` | no access |
 //! | `r--`, `r-x` | read |
 //! | `rw-`, `rwx` | read and write; read only while the page is *watched* or *clean* |
+//! | any, *trapped* (`trap.rs`) | no access |
 //!
 //! A page is *watched* (`watch.rs`) while there is code translated from it, and *clean*
 //! (`snapshot.rs`) while a snapshot is alive that has not yet saved its bytes. The host never
@@ -34,6 +35,7 @@ mod run_set;
 mod show;
 mod snapshot;
 mod space;
+mod trap;
 #[cfg(test)]
 mod twin;
 mod watch;

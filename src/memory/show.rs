@@ -26,10 +26,17 @@ impl AddressSpace {
         let Some(place) = self.visible(mapping.range) else { return Ok(()) };
         let wanted = protection_of(mapping.permissions);
         let safe = if self.is_plain(mapping) { wanted } else { wanted.min(Protection::Read) };
+        let refused = |error| MapError::refused(mapping.range, error);
         let file = (mapping.backing.file(), mapping.offset);
-        self.window
-            .map(place, file, safe)
-            .map_err(|error| MapError::refused(mapping.range, error))?;
+        if mapping.backing.is_device() {
+            return self.window.map(place, file, Protection::None).map_err(refused);
+        }
+        let trapped = self.has_trapped(mapping.range);
+        let at_first = if trapped { Protection::None } else { safe };
+        self.window.map(place, file, at_first).map_err(refused)?;
+        if trapped && let Err(error) = self.allow(place, safe) {
+            return Err(or_lost(self.hide_anyhow(mapping.range), mapping.range, refused(error)));
+        }
         if safe != wanted {
             self.loosen(mapping);
         }
@@ -72,7 +79,7 @@ impl AddressSpace {
         let wanted = protection_of(permissions);
         let plain = wanted != Protection::ReadWrite || self.all_plain(range);
         let safe = if plain { wanted } else { Protection::Read };
-        if let Err(error) = self.window.protect(place, safe) {
+        if let Err(error) = self.allow(place, safe) {
             let taken_back = self.protect_as_booked(range);
             return Err(or_lost(taken_back, range, MapError::refused(range, error)));
         }
@@ -88,7 +95,7 @@ impl AddressSpace {
         let Some(place) = self.visible(mapping.range) else { return Ok(()) };
         let wanted = protection_of(mapping.permissions);
         let safe = if self.is_plain(mapping) { wanted } else { wanted.min(Protection::Read) };
-        let result = self.window.protect(place, safe);
+        let result = self.allow(place, safe);
         result.map_err(|error| MapError::refused(mapping.range, error))?;
         if safe != wanted {
             self.loosen(mapping);
@@ -100,16 +107,14 @@ impl AddressSpace {
     /// [`Self::write_fault`].
     pub(super) fn tighten(&self, range: GuestRange) -> Result<(), MapError> {
         let Some(place) = self.visible(range) else { return Ok(()) };
-        self.window
-            .protect(place, Protection::Read)
+        self.allow(place, Protection::Read)
             .map_err(|error| MapError::refused(range, error))
     }
 
     /// Makes `range`, all of which may be written and is neither watched nor clean, writable.
     pub(super) fn open(&self, range: GuestRange) -> Result<(), MapError> {
         let Some(place) = self.visible(range) else { return Ok(()) };
-        self.window
-            .protect(place, Protection::ReadWrite)
+        self.allow(place, Protection::ReadWrite)
             .map_err(|error| MapError::refused(range, error))
     }
 

@@ -34,6 +34,10 @@ pub struct AddressSpace {
     pub(super) watched: BTreeSet<PageId>,
     /// What the snapshots that are alive need to go back, the oldest first.
     pub(super) logs: Vec<Log>,
+    /// Where the owner wants to see every access: sorted, disjoint, not adjacent.
+    pub(super) traps: Vec<GuestRange>,
+    /// A device was mapped at some time.
+    pub(super) has_devices: bool,
 }
 
 impl AddressSpace {
@@ -54,6 +58,8 @@ impl AddressSpace {
             pool: Pool::default(),
             watched: BTreeSet::new(),
             logs: Vec::new(),
+            traps: Vec::new(),
+            has_devices: false,
         })
     }
 
@@ -104,6 +110,7 @@ impl AddressSpace {
         check_inside(range, backing, offset)?;
         self.check_free(range)?;
         let mapping = Mapping { range, permissions, backing: backing.clone(), offset };
+        self.has_devices |= backing.is_device();
         self.show(&mapping)?;
         self.books_mut().insert(mapping);
         Ok(())

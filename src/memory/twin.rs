@@ -43,6 +43,7 @@ enum Step {
     GuestWrite { at: u64, offset: u64, byte: u8 },
     Watch { at: u64 },
     Unwatch { at: u64 },
+    Trap { places: Vec<(u64, u64)> },
     Snapshot,
     Restore { which: usize },
     DropSnapshot { which: usize },
@@ -73,6 +74,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(at, offset, byte)| Step::GuestWrite { at, offset, byte }),
         3 => at().prop_map(|at| Step::Watch { at }),
         2 => at().prop_map(|at| Step::Unwatch { at }),
+        2 => prop::collection::vec((0..PAGES, 1_u64..4), 0..3)
+            .prop_map(|places| Step::Trap { places }),
         2 => Just(Step::Snapshot),
         3 => (0..4_usize).prop_map(|which| Step::Restore { which }),
         1 => (0..4_usize).prop_map(|which| Step::DropSnapshot { which }),
@@ -113,6 +116,7 @@ struct Pair {
     backings: [Backing; 2],
     snapshots: Vec<(Snapshot, Twin)>,
     next_name: u64,
+    trapped: BTreeSet<u64>,
 }
 
 /// The range of `count` pages from page `at` on, if the places are contiguous.
@@ -141,6 +145,7 @@ impl Pair {
             backings: [backing(), backing()],
             snapshots: Vec::new(),
             next_name: 2,
+            trapped: BTreeSet::new(),
         }
     }
 
@@ -187,6 +192,12 @@ impl Pair {
                 let Some(page) = self.space.page_at(address_of(at)) else { return };
                 self.space.unwatch(page);
                 self.twin.watched.remove(&self.twin.pages[&at].0);
+            }
+            Step::Trap { places } => {
+                let ranges = places.iter().filter_map(|&(at, count)| range(at, count));
+                self.space.set_traps(&ranges.collect::<Vec<_>>()).unwrap();
+                let fits = places.iter().filter(|&&(at, count)| range(at, count).is_some());
+                self.trapped = fits.flat_map(|&(at, count)| at..at + count).collect();
             }
             Step::Snapshot => {
                 if self.snapshots.len() < 4 {
@@ -265,6 +276,11 @@ impl Pair {
             return;
         };
         let host = self.space.window_start() + address.0 as usize;
+        if self.trapped.contains(&at) {
+            assert_eq!(self.space.write_fault(address).unwrap(), WriteFault::Trapped);
+            assert!(probe::write(host, &[byte]).is_none());
+            return;
+        }
         let mut faults = 0;
         while probe::write(host, &[byte]).is_none() {
             faults += 1;
@@ -358,7 +374,8 @@ impl Pair {
         if address_of(number).0 < self.space.window_end() {
             let host = self.space.window_start() + address_of(number).0 as usize;
             let seen = probe::read(host, &mut bytes);
-            assert_eq!(seen.is_some(), permissions.read(), "page {number}");
+            let trapped = self.trapped.contains(&number);
+            assert_eq!(seen.is_some(), permissions.read() && !trapped, "page {number}");
             assert!(seen.is_none() || bytes == *expected, "page {number}");
             if !permissions.write() || self.twin.watched.contains(&name) {
                 assert!(probe::write(host, &expected[..1]).is_none(), "page {number}");

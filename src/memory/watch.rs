@@ -22,6 +22,8 @@ pub enum WriteFault {
     /// Code has been translated from this page: retire it, unwatch the page, run the instruction
     /// again.
     Watched(PageId),
+    /// The page is trapped: the instruction's access is to be made by the owner.
+    Trapped,
     /// The guest may not write there: a page fault of its own.
     Denied,
 }
@@ -72,6 +74,9 @@ impl AddressSpace {
         let Some(mapping) = found.filter(|_| address.0 < self.window.end()) else {
             return Ok(WriteFault::Denied);
         };
+        if self.is_trapped(address) {
+            return Ok(WriteFault::Trapped);
+        }
         let (mapping, page) = (mapping.clone(), mapping.page_at(address));
         self.save(&mapping.backing, page);
         if self.is_watched(page) {

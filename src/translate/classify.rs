@@ -180,7 +180,7 @@ fn by_mnemonic(code: Code) -> Option<Class> {
         M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsavec | M::Xsavec64 => {
             Class::Assist
         }
-        M::Xrstor | M::Xrstor64 | M::Rdpkru | M::Wrpkru | M::Movdir64b => Class::Assist,
+        M::Xgetbv | M::Xrstor | M::Xrstor64 | M::Rdpkru | M::Wrpkru | M::Movdir64b => Class::Assist,
         M::Xbegin | M::Xend | M::Xabort | M::Xtest => Class::Assist,
         M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => Class::Assist,
         M::Sysenter | M::Sysexit | M::Sysret | M::Sysexitq | M::Sysretq => Class::Unsupported,

@@ -57,6 +57,8 @@ pub struct Request<'a> {
     pub counted: bool,
     /// The block compares its source bytes before it runs and ends after each store.
     pub checked: bool,
+    /// A block that is a loop of its own is left by each pass.
+    pub single_pass: bool,
 }
 
 /// See the file's head.
@@ -297,19 +299,19 @@ impl Translator {
         let reads = |access: OpAccess| {
             matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead)
         };
-        let information = self.information.info(instruction);
+        // With operands in registers that no opcode writes by itself.
+        let mut sample = *instruction;
+        operand::rename_registers(&mut sample, &OTHER_REGISTERS);
+        let information = self.information.info(&sample);
         let registers = information.used_registers().iter();
         let written = registers.filter(|used| !reads(used.access()) && used.register().is_gpr());
         let all: u16 = written.fold(0, |mask, used| mask | 1 << number(used.register()));
         let operands = (0..instruction.op_count())
             .filter(|&operand| !reads(information.op_access(operand)))
             .fold(0, |mask, operand| mask | 1 << operand);
-        let written = written_registers(instruction, operands);
-        let writes = Writes { implicit: all & !written, operands };
-        // An operand in a register that the opcode may also write by itself hides that it does.
-        if written & MAY_BE_IMPLICIT == 0 {
-            self.writes[index] = Some(writes);
-        }
+        let implicit = all & !(1 << OTHER_REGISTERS[0]);
+        let writes = Writes { implicit, operands };
+        self.writes[index] = Some(writes);
         writes
     }
 
@@ -421,8 +423,8 @@ fn written_registers(instruction: &Instruction, operands: u8) -> u16 {
         .fold(0, |mask, register| mask | 1 << number(register))
 }
 
-/// Registers that some opcode writes without naming them: RAX RCX RDX RBX RSI RDI R11.
-const MAY_BE_IMPLICIT: u16 = 0b1000_1100_1111;
+/// A register that no opcode writes without naming it, for each register.
+const OTHER_REGISTERS: operand::Homes = [9; 16];
 
 /// Sets the kind of an operand whose index is known to be valid.
 fn set_kind(instruction: &mut Instruction, operand: u32, kind: OpKind) {
@@ -485,7 +487,10 @@ impl Work<'_> {
 
     /// Whether the block's body may be emitted once more, as a loop.
     fn may_repeat(&self) -> bool {
-        !self.request.counted && !self.request.checked && self.count > 1
+        !self.request.counted
+            && !self.request.checked
+            && !self.request.single_pass
+            && self.count > 1
     }
 
     /// Leaves with [`Stub::Changed`] unless the `length` source bytes are still what they were.

@@ -14,7 +14,15 @@ fn translate(write: impl Fn(&mut CodeAssembler)) -> TranslatedBlock {
     write(&mut assembler);
     let code = assembler.assemble(PC.0).unwrap();
     let span = (GuestAddress(0x40_1000), GuestAddress(0x40_1fff));
-    let request = Request { pc: PC, code: &code, span, stops: &[], counted: false, checked: false };
+    let request = Request {
+        pc: PC,
+        code: &code,
+        span,
+        stops: &[],
+        counted: false,
+        checked: false,
+        single_pass: false,
+    };
     Translator::new(46).block(&request)
 }
 

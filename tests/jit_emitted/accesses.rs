@@ -108,10 +108,8 @@ impl Checker<'_> {
     }
 
     fn covered(&mut self, instruction: &Instruction, address: &Form) {
-        if let Some(constant) = address.as_constant() {
-            if constant >= (1 << self.window_bits) + OPERAND {
-                self.complain(instruction, "a constant address outside the window");
-            }
+        let end = (1 << self.window_bits) + OPERAND;
+        if address.as_constant().is_some_and(|constant| constant < end) {
             return;
         }
         match self.state.distance_from_probed(address) {
@@ -246,7 +244,8 @@ impl Checker<'_> {
 
     /// The value of the one register that an instruction writes, if it is one of those understood.
     fn result(&mut self, instruction: &Instruction) -> Option<Form> {
-        let register = instruction.op0_kind() == OpKind::Register;
+        let register =
+            instruction.op0_kind() == OpKind::Register && instruction.op0_register().is_gpr();
         let of = |register: Register| self.state.registers[register.full_register().number()].clone();
         let source = || (instruction.op1_kind() == OpKind::Register).then(|| of(instruction.op1_register()));
         if !register {

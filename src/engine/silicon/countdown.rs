@@ -73,16 +73,24 @@ impl Counted {
     }
 }
 
-/// Whether `instruction` is executed piece by piece.
+/// Whether `instruction` is executed piece by piece, with a trap behind each: the iterations of a
+/// string instruction, the elements of a gather or scatter before one that faults.
 pub(super) fn is_repeated(instruction: &Instruction) -> bool {
-    instruction.is_string_instruction()
-        && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
+    let repeats = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    instruction.is_string_instruction() && repeats || instruction.is_vsib()
+}
+
+/// Whether the kernel may execute `instruction` for the guest (UMIP), which loses a trap.
+pub(super) fn loses_trap(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(instruction.mnemonic(), M::Sldt | M::Str | M::Smsw | M::Sgdt | M::Sidt)
 }
 
 /// Whether the engine has to step over `instruction` itself. What the stub finds by its opcode is
 /// the same or more.
 pub(super) fn needs_engine(instruction: &Instruction) -> bool {
-    matches!(
+    let pieces = instruction.is_vsib() || loses_trap(instruction);
+    pieces || matches!(
         instruction.mnemonic(),
         Mnemonic::Pushf
             | Mnemonic::Pushfq
@@ -105,8 +113,11 @@ enum Class {
     /// F2 or F3.
     Repeat,
     String,
-    /// 0F: `syscall` and `sysenter` follow it.
+    /// 0F: `syscall`, `sysenter` and what reads descriptor tables follow it.
     Escape,
+    /// C4 and 62: gathers and scatters follow them, two and three bytes on.
+    Vex,
+    Evex,
     /// [`needs_engine`].
     Engine,
 }
@@ -117,6 +128,8 @@ fn class(byte: u8) -> Class {
         0xf2 | 0xf3 => Class::Repeat,
         0x6c..=0x6f | 0xa4..=0xa7 | 0xaa..=0xaf => Class::String,
         0x0f => Class::Escape,
+        0xc4 => Class::Vex,
+        0x62 => Class::Evex,
         0x9c | 0x9d | 0xcf | 0xf1 => Class::Engine,
         _ => Class::Plain,
     }
@@ -189,11 +202,26 @@ fn emit_look(code: &mut VecAssembler<X64Relocation>) {
         ; cmp r10d, Class::String as i32
         ; je ->looked
         ; xor ecx, ecx
+        ; cmp r10d, Class::Vex as i32
+        ; je ->vex
+        ; cmp r10d, Class::Evex as i32
+        ; je ->evex
         ; cmp r10d, Class::Escape as i32
         ; jne ->looked
         ; cmp BYTE [rsi], 0x05
         ; je ->note
         ; cmp BYTE [rsi], 0x34
+        ; je ->note
+        ; cmp BYTE [rsi], 0x01
+        ; jbe ->note
+        ; jmp ->looked
+        ; ->evex:
+        ; inc rsi
+        ; ->vex:
+        // 90 to 93 gather, A0 to A3 scatter; some others come along.
+        ; mov r10b, [rsi + 2]
+        ; and r10b, 0xccu8 as i8
+        ; cmp r10b, 0x80u8 as i8
         ; je ->note
         ; ->looked:
         ; mov [rbx + at(control::REPEATS)], rcx

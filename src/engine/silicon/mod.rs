@@ -44,10 +44,10 @@ use crate::guest::{GuestAddress, GuestRange, Permissions, State, Xstate};
 const BASES: [u64; 3] = [0x3a5c_71e9_4000, 0x1d93_b2c6_8000, 0x52e7_0b8d_f000];
 
 /// Processor time of a leg after which its guest may have run away …
-const LEG_TIME: Duration = Duration::from_millis(30);
+const LEG_TIME: Duration = Duration::from_millis(10);
 /// … and after which, in a second try, it has. Under a hypervisor a process is charged for time in
 /// which its virtual CPU did not run, so one look does not tell.
-const SECOND_LEG_TIME: Duration = Duration::from_millis(200);
+const SECOND_LEG_TIME: Duration = Duration::from_millis(100);
 
 /// See the file's head.
 #[derive(Debug)]
@@ -315,8 +315,20 @@ impl Engine for Silicon {
         if stop == Stop::TimeLimit && self.time_limit.is_none() {
             (run, stop) = self.run_observed(case, SECOND_LEG_TIME, None)?;
         }
+        if let Stop::Exception { address: Some(address), .. } = stop
+            && !is_canonical(address)
+        {
+            // The processor has no such page fault: the kernel has executed an instruction for the
+            // guest (UMIP) and says so where it failed.
+            return Err(Unsupported::new("a page fault that only the kernel makes"));
+        }
         Ok(self.outcome(run, stop))
     }
+}
+
+/// Whether bits 63–47 of an address are all alike.
+fn is_canonical(address: u64) -> bool {
+    matches!(address as i64 >> 47, 0 | -1)
 }
 
 /// Every range that the case maps at any time.

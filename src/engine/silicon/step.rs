@@ -6,7 +6,7 @@
 
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic};
 
-use super::countdown::{Countdown, Counted, is_repeated, needs_engine};
+use super::countdown::{Countdown, Counted, is_repeated, loses_trap, needs_engine};
 use super::{Broken, LegEnd, Observer, Run, Silicon};
 use crate::case::{Case, Loss, Outcome, PageChange, Stop, Trigger};
 use crate::engine::Unsupported;
@@ -186,6 +186,9 @@ impl Silicon {
     }
 
     fn step(&mut self, run: &mut Run<'_>, instruction: &Instruction) -> Result<StepEnd, Broken> {
+        if loses_trap(instruction) {
+            return Err(Unsupported::new("single steps over what the kernel may execute").into());
+        }
         let before = run.state.rip;
         let own_trap = has_trap_flag(run);
         run.state.rflags |= Flag::TF.mask();

@@ -53,6 +53,9 @@ impl Vcpu {
 
     fn other(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
         use Mnemonic as M;
+        if instruction.is_privileged() && !core.has_all(instruction.cpuid_features()) {
+            return Err(Exit::exception(exceptions::UD).into());
+        }
         match instruction.mnemonic() {
             M::Jmp | M::Call | M::Retf | M::Iret | M::Iretd | M::Iretq => {
                 self.far(core, instruction)
@@ -68,6 +71,7 @@ impl Vcpu {
                 self.xsave(core, instruction)
             }
             M::Xrstor | M::Xrstor64 => self.xrstor(core, instruction),
+            M::Xgetbv => self.extended_control(instruction),
             M::Movdir64b => self.direct_store(core, instruction),
             _ if instruction.is_vsib() => self.gather_or_scatter(core, instruction),
             _ => self.system(core, instruction),

@@ -71,6 +71,7 @@ impl Vcpu {
             } else {
                 self.gather(core, instruction, address, elements.size).map(|word| {
                     set_lane(&mut state, elements.data, element, elements.size, word);
+                    elements.clear_behind(&mut state);
                 })
             };
             if let Err(exit) = moved {
@@ -173,9 +174,14 @@ impl Elements {
             Mask::Vector(mask) => state.vector[mask] = [0; 8],
         }
         if !scatters {
-            let words = (self.count * self.size).div_ceil(8);
-            state.vector[self.data.number()][words..].fill(0);
+            self.clear_behind(state);
         }
+    }
+
+    /// What is gathered to becomes zero behind its elements.
+    fn clear_behind(&self, state: &mut State) {
+        let words = (self.count * self.size).div_ceil(8);
+        state.vector[self.data.number()][words..].fill(0);
     }
 }
 

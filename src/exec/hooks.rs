@@ -1,0 +1,370 @@
+//! Hooks: closures of the host that are called while guest code runs.
+//!
+//! * A *code hook* is called before each instruction of a range. The run loop executes them one by
+//!   one: no block has an instruction of such a range in it.
+//! * A *block hook* is called where control arrives in a range: by a branch, behind an instruction
+//!   that transfers control even if it did not, by falling in from outside, and where the host sets
+//!   RIP. Blocks end where a range begins, and nothing jumps to blocks in it but the run loop.
+//! * A *memory hook* is called before each access to a range. The pages are trapped in the window
+//!   ([`AddressSpace::set_traps`](crate::memory::AddressSpace::set_traps)), so that each access comes
+//!   to the run loop.
+//!
+//! A code or block hook is called once for an instruction, however often that is started: a run that
+//! ends before it (a hook that stops, a request to leave, a fault that the host repairs) goes on
+//! behind the call.
+//!
+//! Hooks run under the machine's lock: they work with what they are given, not with a clone of the
+//! [`Machine`](super::Machine), which panics. A hook that panics ends the run by its panic. Nothing is
+//! left locked; after a panic in a memory hook or a device the vCPU's registers may be those in the
+//! middle of the instruction, whose memory accesses before that one are done.
+
+use std::cell::Cell;
+use std::fmt;
+use std::ops::{Bound, RangeBounds};
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
+
+use super::core::Core;
+use super::exit::Exit;
+use super::hook_context::{HookContext, MemoryAccess};
+use super::vcpu::Vcpu;
+use crate::code::sync::{Arc, Mutex, PoisonError};
+use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE};
+use crate::memory::MapError;
+
+/// Names a hook, to remove it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HookId(u64);
+
+/// Why there is no hook.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// There is no address in the range.
+    #[error("a hook needs a range of at least one address")]
+    EmptyRange,
+    /// The host refuses to protect the pages of the range.
+    #[error("memory cannot be hooked: {0}")]
+    Memory(#[from] MapError),
+}
+
+/// Addresses from the first to the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Span {
+    pub(super) first: GuestAddress,
+    pub(super) last: GuestAddress,
+}
+
+impl Span {
+    pub(super) fn new(range: impl RangeBounds<GuestAddress>) -> Result<Self, HookError> {
+        let first = match range.start_bound() {
+            Bound::Included(first) => Some(first.0),
+            Bound::Excluded(before) => before.0.checked_add(1),
+            Bound::Unbounded => Some(0),
+        };
+        let last = match range.end_bound() {
+            Bound::Included(last) => Some(last.0),
+            Bound::Excluded(end) => end.0.checked_sub(1),
+            Bound::Unbounded => Some(u64::MAX),
+        };
+        let ends = first.zip(last).filter(|(first, last)| first <= last);
+        let (first, last) = ends.ok_or(HookError::EmptyRange)?;
+        Ok(Self { first: GuestAddress(first), last: GuestAddress(last) })
+    }
+
+    fn contains(self, address: GuestAddress) -> bool {
+        (self.first..=self.last).contains(&address)
+    }
+
+    /// Whether `size` bytes at `address`, which may wrap, have one in common.
+    fn touches(self, address: GuestAddress, size: usize) -> bool {
+        self.contains(address) || self.first.0.wrapping_sub(address.0) < size as u64
+    }
+
+    /// The pages that it touches below `end`.
+    fn pages_below(self, end: u64) -> Option<GuestRange> {
+        let start = self.first.page_start();
+        let last = self.last.0.min(end - 1) | (PAGE_SIZE - 1);
+        let size = last.checked_sub(start.0)? + 1;
+        GuestRange::new(start, size).ok()
+    }
+}
+
+type CodeCall = dyn FnMut(&mut HookContext<'_>) + Send;
+type MemoryCall = dyn FnMut(&MemoryAccess<'_>) + Send;
+
+/// A closure with its place. Calls clone the handle, so a table is never borrowed during one.
+struct Hook<Call: ?Sized> {
+    id: HookId,
+    span: Span,
+    call: Arc<Mutex<Call>>,
+}
+
+/// Everything that the run loop looks out for.
+#[derive(Default)]
+pub(super) struct Hooks {
+    next: u64,
+    breakpoints: Vec<GuestAddress>,
+    code: Vec<Hook<CodeCall>>,
+    blocks: Vec<Hook<CodeCall>>,
+    memory: Vec<Hook<MemoryCall>>,
+    /// There is a breakpoint, a code hook or a block hook.
+    pub(super) on_code: bool,
+    /// A memory hook has asked for the run to end.
+    stop: Cell<bool>,
+}
+
+impl fmt::Debug for Hooks {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let spans = |hooks: &[Hook<CodeCall>]| hooks.iter().map(|hook| hook.span).collect::<Vec<_>>();
+        formatter
+            .debug_struct("Hooks")
+            .field("breakpoints", &self.breakpoints)
+            .field("code", &spans(&self.code))
+            .field("blocks", &spans(&self.blocks))
+            .field("memory", &self.memory.iter().map(|hook| hook.span).collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Hooks {
+    fn new_id(&mut self) -> HookId {
+        self.next += 1;
+        HookId(self.next)
+    }
+
+    pub(super) fn add_code(
+        &mut self,
+        span: Span,
+        call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
+    ) -> HookId {
+        let id = self.new_id();
+        self.code.push(Hook { id, span, call: Arc::new(Mutex::new(call)) });
+        self.note_change();
+        id
+    }
+
+    pub(super) fn add_block(
+        &mut self,
+        span: Span,
+        call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
+    ) -> HookId {
+        let id = self.new_id();
+        self.blocks.push(Hook { id, span, call: Arc::new(Mutex::new(call)) });
+        self.note_change();
+        id
+    }
+
+    /// The caller then traps [`Self::trapped_below`].
+    pub(super) fn add_memory(
+        &mut self,
+        span: Span,
+        call: impl FnMut(&MemoryAccess<'_>) + Send + 'static,
+    ) -> HookId {
+        let id = self.new_id();
+        self.memory.push(Hook { id, span, call: Arc::new(Mutex::new(call)) });
+        id
+    }
+
+    /// Takes a hook out: its span, and the closure, to be dropped by the caller.
+    pub(super) fn remove(&mut self, id: HookId) -> Option<(Span, Removed)> {
+        let code = self.code.iter().position(|hook| hook.id == id).map(|at| self.code.remove(at));
+        let code = code.or_else(|| {
+            self.blocks.iter().position(|hook| hook.id == id).map(|at| self.blocks.remove(at))
+        });
+        if let Some(hook) = code {
+            self.note_change();
+            return Some((hook.span, Removed::Code(hook.call)));
+        }
+        let place = self.memory.iter().position(|hook| hook.id == id)?;
+        let hook = self.memory.remove(place);
+        Some((hook.span, Removed::Memory(hook.call)))
+    }
+
+    /// Whether there was none yet.
+    pub(super) fn add_breakpoint(&mut self, address: GuestAddress) -> bool {
+        let Err(place) = self.breakpoints.binary_search(&address) else { return false };
+        self.breakpoints.insert(place, address);
+        self.note_change();
+        true
+    }
+
+    /// Whether there was one.
+    pub(super) fn remove_breakpoint(&mut self, address: GuestAddress) -> bool {
+        let Ok(place) = self.breakpoints.binary_search(&address) else { return false };
+        self.breakpoints.remove(place);
+        self.note_change();
+        true
+    }
+
+    fn note_change(&mut self) {
+        self.on_code =
+            !(self.breakpoints.is_empty() && self.code.is_empty() && self.blocks.is_empty());
+    }
+
+    /// Whether only the run loop may pass the instruction at `pc`.
+    fn is_stop(&self, pc: GuestAddress) -> bool {
+        self.is_breakpoint(pc) || self.code.iter().any(|hook| hook.span.contains(pc))
+    }
+
+    fn is_breakpoint(&self, pc: GuestAddress) -> bool {
+        self.breakpoints.binary_search(&pc).is_ok()
+    }
+
+    pub(super) fn has_block_hook(&self, pc: GuestAddress) -> bool {
+        self.blocks.iter().any(|hook| hook.span.contains(pc))
+    }
+
+    /// Whether translated code may jump to the block at `pc`.
+    pub(super) fn allow_jump(&self, pc: GuestAddress) -> bool {
+        !self.on_code || !(self.is_stop(pc) || self.has_block_hook(pc))
+    }
+
+    /// How many bytes from `pc` on, which is no stop, a block may be made of.
+    pub(super) fn room(&self, pc: GuestAddress) -> u64 {
+        if !self.on_code {
+            return u64::MAX;
+        }
+        let spans = self.code.iter().chain(&self.blocks).map(|hook| hook.span.first);
+        let ends = spans.chain(self.breakpoints.iter().copied()).filter(|&end| end > pc);
+        ends.map(|end| end.0 - pc.0).min().unwrap_or(u64::MAX)
+    }
+
+    /// The pages of memory hooks below `end`.
+    pub(super) fn trapped_below(&self, end: u64) -> Vec<GuestRange> {
+        self.memory.iter().filter_map(|hook| hook.span.pages_below(end)).collect()
+    }
+
+    /// Whether an access is some memory hook's business.
+    pub(super) fn watch_memory(&self, address: GuestAddress, size: usize) -> bool {
+        self.memory.iter().any(|hook| hook.span.touches(address, size))
+    }
+
+    /// Calls the memory hooks of an access that is allowed and about to be made.
+    pub(super) fn before_access(&self, access: &MemoryAccess<'_>) {
+        for hook in &self.memory {
+            if hook.span.touches(access.address, access.size) {
+                (hook.call.lock().unwrap_or_else(PoisonError::into_inner))(access);
+            }
+        }
+    }
+
+    /// Lets the run end behind the instruction.
+    pub(super) fn ask_to_stop(&self) {
+        self.stop.set(true);
+    }
+
+    /// Whether a memory hook has asked for the run to end, which is then granted.
+    pub(super) fn take_stop(&self) -> bool {
+        self.stop.replace(false)
+    }
+
+    /// The closures to be called at `pc`.
+    fn due(&self, pc: GuestAddress, place: Place) -> Vec<Arc<Mutex<CodeCall>>> {
+        let continues = |span: Span| {
+            place.at == pc && place.from.is_some_and(|from| span.contains(from))
+        };
+        let blocks = self.blocks.iter().filter(|hook| {
+            hook.span.contains(pc) && !continues(hook.span)
+        });
+        let code = self.code.iter().filter(|hook| {
+            hook.span.contains(pc) && place.announced != Some(pc)
+        });
+        blocks.chain(code).map(|hook| Arc::clone(&hook.call)).collect()
+    }
+}
+
+/// A closure that is no hook any more.
+pub(super) enum Removed {
+    Code(#[expect(dead_code, reason = "kept to be dropped")] Arc<Mutex<CodeCall>>),
+    Memory(#[expect(dead_code, reason = "kept to be dropped")] Arc<Mutex<MemoryCall>>),
+}
+
+impl Removed {
+    pub(super) fn is_memory(&self) -> bool {
+        matches!(self, Self::Memory(_))
+    }
+}
+
+/// What a vCPU knows of how it came to RIP.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Place {
+    /// Hooks of the instruction here have been called; it is not done yet.
+    announced: Option<GuestAddress>,
+    /// If RIP is this …
+    at: GuestAddress,
+    /// … control came there without a branch from the block or the instruction here, or, if both are
+    /// the same, has been announced.
+    from: Option<GuestAddress>,
+}
+
+impl Place {
+    /// Control came to `at` from the instruction before, in the block at `from`.
+    pub(super) fn inside(&mut self, at: GuestAddress, from: GuestAddress) {
+        (self.at, self.from) = (at, Some(from));
+    }
+
+    /// Control came to RIP by a branch, or nobody knows how.
+    pub(super) fn elsewhere(&mut self) {
+        self.from = None;
+    }
+
+    /// Forgets what is not about RIP: the host may have moved it.
+    fn forget_others(&mut self, pc: GuestAddress) {
+        self.announced = self.announced.filter(|&announced| announced == pc);
+        self.from = self.from.filter(|_| self.at == pc);
+    }
+
+    /// The instruction that was announced is done.
+    pub(super) fn done(&mut self) {
+        self.announced = None;
+    }
+}
+
+/// What is to be done at RIP.
+pub(super) enum Met {
+    /// Whatever would be done.
+    Nothing,
+    /// The instruction is to be stepped.
+    Stop,
+    /// A hook moved RIP.
+    Moved,
+    Exit(Exit),
+}
+
+impl Vcpu {
+    /// Looks for breakpoints and calls hooks at RIP. The breakpoint at `passing` is passed.
+    pub(super) fn meet(&mut self, core: &mut Core, passing: Option<GuestAddress>) -> Met {
+        let pc = self.pc;
+        self.place.forget_others(pc);
+        if passing != Some(pc) && core.hooks.is_breakpoint(pc) {
+            return Met::Exit(Exit::Breakpoint);
+        }
+        let due = core.hooks.due(pc, self.place);
+        if !due.is_empty() {
+            self.place = Place { announced: Some(pc), at: pc, from: Some(pc) };
+            let mut context = HookContext { vcpu: self, core, stop: false };
+            for call in due {
+                (call.lock().unwrap_or_else(PoisonError::into_inner))(&mut context);
+            }
+            if context.stop {
+                return Met::Exit(Exit::Stopped);
+            }
+        }
+        if self.pc != pc {
+            return Met::Moved;
+        }
+        if core.hooks.is_stop(pc) { Met::Stop } else { Met::Nothing }
+    }
+
+    /// Notes how control came to RIP by the instruction at `before`, whose bytes are in `self.bytes`.
+    pub(super) fn note_step(&mut self, before: GuestAddress) {
+        self.place.done();
+        let mut decoder = Decoder::with_ip(64, &self.bytes, before.0, DecoderOptions::NONE);
+        let instruction = decoder.decode();
+        if instruction.flow_control() == FlowControl::Next && self.pc.0 == instruction.next_ip() {
+            self.place.inside(self.pc, before);
+        } else {
+            self.place.elsewhere();
+        }
+    }
+}

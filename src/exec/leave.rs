@@ -1,0 +1,242 @@
+//! How the code cache is left: a block that is done, an indirect jump whose target is not in the jump
+//! cache, an instruction that is the run loop's business, a fault. Also the jump cache itself, which
+//! belongs to the vCPU alone, and what the x87 unit notes of host addresses.
+
+use iced_x86::Register;
+
+use super::core::Core;
+use super::vcpu::{End, Fault, Vcpu, lost};
+use crate::code::Key;
+use crate::guest::GuestAddress;
+use crate::translate::{Leave, Purpose, Recovery, Stub, VcpuBlock, X87Opcode, is_canonical};
+
+impl Vcpu {
+    /// Interprets a call of a stub. Nothing to report if `block.entry` is where to go on.
+    pub(super) fn left(&mut self, core: &mut Core, counted: bool) -> Option<End> {
+        let address = self.memory.block().exit_address;
+        let Some(located) = core.cache.locate(address - 1) else {
+            return Some(End::Exit(lost("a way out of the code cache is not known")));
+        };
+        let (host, pc) = (core.cache.arena().address(located.block.offset), located.block.key.pc);
+        let translated = &located.block.translated;
+        let Some(exit) = translated.exit(located.offset + 1).copied() else {
+            return Some(End::Exit(lost("a way out of a block is not known")));
+        };
+        let done = translated.side_entry(exit.offset - 1).map_or(0, |entry| entry.index);
+        match exit.leave {
+            Leave::Next { target } => {
+                self.pc = target;
+                Some(End::Go)
+            }
+            Leave::Assist { at } => {
+                let left = translated.instructions - done;
+                self.leave_within(at, (pc, done), left, counted);
+                Some(End::Step)
+            }
+            Leave::Changed => {
+                let key = located.block.key;
+                // A chained jump may lead to a block that was translated anew long ago.
+                if core.cache.find(key) == Some(host) {
+                    core.forget_block(key);
+                }
+                self.pc = pc;
+                self.within = Some((pc, 0));
+                Some(End::Go)
+            }
+            Leave::Direct { target, patch } => {
+                self.pc = target;
+                if self.kick.is_pending() {
+                    return Some(End::Go);
+                }
+                let epoch = core.epoch;
+                let Some(next) = core.find_to_jump(Key { pc: target, counted }) else {
+                    return Some(End::Go);
+                };
+                if core.epoch != epoch {
+                    return Some(End::Go);
+                }
+                core.cache.chain(host, patch, next);
+                self.memory.block_mut().entry = next;
+                None
+            }
+            Leave::Indirect { branch } => {
+                let entry = translated.side_entry(exit.offset - 1);
+                let own = entry.is_some_and(|entry| branch == pc.wrapping_add(u64::from(entry.guest)));
+                // A block that just goes on elsewhere has nothing left to do.
+                let left = if own { translated.instructions - done } else { 0 };
+                self.resolve(core, branch, own.then_some((pc, done)), (left, counted))
+            }
+        }
+    }
+
+    /// Leaves a block before its instruction at `at`, which `within` tells: the block's address and
+    /// how many of its instructions are done. `left` of those that it took off the budget are not.
+    fn leave_within(&mut self, at: GuestAddress, within: (GuestAddress, u16), left: u16, counted: bool) {
+        self.pc = at;
+        self.within = Some(within);
+        if counted {
+            self.memory.block_mut().budget += i64::from(left);
+        }
+    }
+
+    /// Puts the target of an indirect branch into the jump cache and goes on behind the lookup.
+    fn resolve(
+        &mut self,
+        core: &mut Core,
+        branch: GuestAddress,
+        within: Option<(GuestAddress, u16)>,
+        (left, counted): (u16, bool),
+    ) -> Option<End> {
+        let block = self.memory.block();
+        let (target, resume) = (block.target, block.exit_address);
+        let epoch = core.epoch;
+        let key = Key { pc: GuestAddress(target), counted };
+        let stop = !is_canonical(target) || self.kick.is_pending();
+        let found = if stop { None } else { core.find_to_jump(key) };
+        // The branch itself may be gone, or can only fault.
+        if core.epoch != epoch || !is_canonical(target) {
+            match within {
+                Some(within) => self.leave_within(branch, within, left, counted),
+                None => self.pc = branch,
+            }
+            return Some(End::Step);
+        }
+        let host = found.unwrap_or_else(|| core.cache.stub(Stub::Target));
+        self.fill_target(target, host);
+        let block = self.memory.block_mut();
+        block.entry = resume;
+        block.spill[0] = block.gpr[1];
+        None
+    }
+
+    fn fill_target(&mut self, target: u64, host: u64) {
+        let index = target as u16;
+        let block = self.memory.block_mut();
+        block.jump_tags[usize::from(index)] = target.wrapping_neg();
+        block.jump_hosts[usize::from(index)] = host;
+        self.filled.push(index);
+    }
+
+    pub(super) fn drop_target(&mut self, target: u64) {
+        let index = target as u16;
+        clear_entry(self.memory.block_mut(), index);
+        // Or a target that is dropped each time would be noted each time.
+        if self.filled.last() == Some(&index) {
+            self.filled.pop();
+        }
+    }
+
+    /// Empties the jump cache.
+    pub(super) fn reset_jump_cache(&mut self) {
+        let block = self.memory.block_mut();
+        for index in self.filled.drain(..) {
+            clear_entry(block, index);
+        }
+        // The zeroed entry for addresses whose low bits are zero would match address 0.
+        clear_entry(block, 0);
+    }
+
+    /// Enters translated code at `block.entry`.
+    pub(super) fn enter(&mut self, core: &mut Core) {
+        self.memory.enter(core);
+        self.fix_instruction_pointer(core);
+    }
+
+    /// The x87 unit notes the address of its last instruction, which is the host's: makes it the
+    /// guest's.
+    fn fix_instruction_pointer(&mut self, core: &Core) {
+        let host = self.x87_instruction_pointer();
+        if core.cache.arena().offset(host).is_none() {
+            return;
+        }
+        // Code that is executed once is not in the table: `step` knows what it was.
+        let Some(located) = core.cache.locate(host) else { return };
+        let translated = &located.block.translated;
+        let guest = translated.side_entry(located.offset).map_or(0, |entry| entry.guest);
+        let pc = located.block.key.pc.wrapping_add(u64::from(guest));
+        let opcode = translated.x87_opcode(guest);
+        self.set_x87_instruction(pc, opcode);
+    }
+
+    /// Sets what the x87 unit has noted of its last instruction. It notes opcodes only of those with
+    /// an unmasked exception.
+    pub(super) fn set_x87_instruction(&mut self, pc: GuestAddress, opcode: Option<X87Opcode>) {
+        const PENDING: u8 = 1 << 7;
+        let block = self.memory.block_mut();
+        let image = &mut block.xsave.0;
+        image[8..16].copy_from_slice(&pc.0.to_le_bytes());
+        let Some(opcode) = opcode else { return };
+        let noted = u16::from_le_bytes([image[6], image[7]]);
+        let pending = image[2] & PENDING != 0;
+        if pending && opcode.host == noted {
+            image[6..8].copy_from_slice(&opcode.guest.to_le_bytes());
+        }
+        if !pending && self.notes_exceptions_only {
+            return;
+        }
+        let base = match opcode.segment {
+            Some(Register::FS) => block.fs_base,
+            Some(_) => block.gs_base,
+            None => return,
+        };
+        let linear = block.xsave_data_pointer();
+        block.set_xsave_data_pointer(linear.wrapping_sub(base));
+    }
+
+    /// The address that the x87 unit has noted of its last instruction.
+    pub(super) fn x87_instruction_pointer(&self) -> u64 {
+        let image = &self.memory.block().xsave.0;
+        u64::from_le_bytes(image[8..16].try_into().expect("eight bytes"))
+    }
+
+    /// A fault of a block: puts the guest's registers in place and interprets it.
+    pub(super) fn faulted(&mut self, core: &mut Core) -> End {
+        let host = self.memory.block().fault_pc;
+        let Some(located) = core.cache.locate(host) else {
+            return End::Exit(lost("a fault is not in a block"));
+        };
+        let translated = &located.block.translated;
+        let Some(entry) = translated.side_entry(located.offset).copied() else {
+            return End::Exit(lost("a fault is not in the side table"));
+        };
+        let refund = translated.instructions - entry.index;
+        let counted = located.block.key.counted;
+        self.pc = located.block.key.pc.wrapping_add(u64::from(entry.guest));
+        self.within = Some((located.block.key.pc, entry.index));
+        self.recover(entry.recovery);
+        if counted {
+            self.memory.block_mut().budget += i64::from(refund);
+        }
+        let fault = self.fault(entry.recovery.purpose);
+        self.interpret(core, fault)
+    }
+
+    /// Puts registers that were borrowed back in place.
+    pub(super) fn recover(&mut self, recovery: Recovery) {
+        let block = self.memory.block_mut();
+        for (slot, register) in recovery.spilled.into_iter().enumerate() {
+            if let Some(register) = register {
+                block.gpr[usize::from(register)] = block.spill[slot];
+            }
+        }
+        if recovery.rdi_relocated {
+            block.gpr[7] = block.gpr[7].wrapping_sub(block.window);
+        }
+    }
+
+    pub(super) fn fault(&self, purpose: Purpose) -> Fault {
+        let block = self.memory.block();
+        Fault {
+            purpose,
+            vector: block.fault_vector as u8,
+            error: block.fault_error as u32,
+            address: block.fault_address,
+        }
+    }
+}
+
+fn clear_entry(block: &mut VcpuBlock, index: u16) {
+    let entry = &mut block.jump_tags[usize::from(index)];
+    // No address has this tag and this index: the negative of the tag has other low bits.
+    *entry = (u64::from(index) ^ 1).wrapping_neg();
+}
