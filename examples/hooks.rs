@@ -24,8 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let counts = Arc::new(Mutex::new((0, 0)));
     let (instructions, blocks) = (Arc::clone(&counts), Arc::clone(&counts));
-    let count = move |_: &mut _| instructions.lock().expect("no hook panics").0 += 1;
-    machine.hook_code(.., count)?;
+    machine.hook_code(.., move |_| instructions.lock().expect("no hook panics").0 += 1)?;
     machine.hook_blocks(.., move |_| blocks.lock().expect("no hook panics").1 += 1)?;
 
     let written = Arc::new(Mutex::new(Vec::new()));

@@ -49,7 +49,6 @@ pub struct Figures {
 /// A host address that is in a block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Located<'a> {
-    pub(crate) region: RegionId,
     pub(crate) block: &'a Block,
     /// Offset from the block's first byte of code.
     pub(crate) offset: u32,
@@ -194,7 +193,7 @@ impl CodeCache {
         let chunk = super::arena::ChunkId((offset / CHUNK_BYTES) as u32);
         let region = (*self.owners.get(chunk.0 as usize)?)?;
         let block = self.regions.get(&region)?.block_at(chunk, offset)?;
-        Some(Located { region, block, offset: (offset - block.offset) as u32 })
+        Some(Located { block, offset: (offset - block.offset) as u32 })
     }
 
     /// Points a direct jump of the block at `from` at `target`, which is in the same region.

@@ -13,5 +13,5 @@ pub(crate) mod sync;
 
 pub(crate) use arena::{Arena, CHUNK_BYTES};
 pub use cache::Figures;
-pub(crate) use cache::{CodeCache, Located};
-pub(crate) use region::{Block, Key};
+pub(crate) use cache::CodeCache;
+pub(crate) use region::Key;

@@ -2,4 +2,4 @@
 //! file decides which implementation of them the protocols run on.
 
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-pub(crate) use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+pub(crate) use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

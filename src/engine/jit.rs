@@ -163,7 +163,12 @@ impl Jit {
             return Ok(Outcome::inexact(stop, run.events_applied));
         }
         let memory = self.memory.changes(case);
-        Ok(Outcome { stop, events_applied: run.events_applied, state: self.room().vcpu.state(), memory })
+        Ok(Outcome {
+            stop,
+            events_applied: run.events_applied,
+            state: self.room().vcpu.state(),
+            memory,
+        })
     }
 
     fn map_what_is_wanted(&mut self, wanted: Vec<Present>) -> Result<(), MapError> {
@@ -190,7 +195,10 @@ impl Jit {
 
     fn presence(&self, map: &MapModel) -> Vec<Present> {
         let place = |mapping: &Mapping| self.memory.position(mapping.object, mapping.offset);
-        map.mappings().iter().map(|&mapping| Present { mapping, position: place(&mapping) }).collect()
+        map.mappings()
+            .iter()
+            .map(|&mapping| Present { mapping, position: place(&mapping) })
+            .collect()
     }
 
     fn apply_event(&mut self, run: &mut Run<'_>) -> Result<(), Failed> {
@@ -216,9 +224,15 @@ impl Jit {
                 self.room().machine.map_shared(range, &self.backing, place, permissions)?;
             }
             Action::Unmap(range) => self.room().machine.unmap(*range)?,
-            Action::Protect { range, permissions } => self.room().machine.protect(*range, *permissions)?,
-            Action::Alias { source, destination } => self.room().machine.alias(*source, *destination)?,
-            Action::Remap { source, destination } => self.room().machine.remap(*source, *destination)?,
+            Action::Protect { range, permissions } => {
+                self.room().machine.protect(*range, *permissions)?
+            }
+            Action::Alias { source, destination } => {
+                self.room().machine.alias(*source, *destination)?
+            }
+            Action::Remap { source, destination } => {
+                self.room().machine.remap(*source, *destination)?
+            }
             Action::ExitRequest => self.room().vcpu.kick().ask(),
         }
         Ok(())

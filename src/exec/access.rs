@@ -44,11 +44,12 @@ impl Vcpu {
         let mut done = 0;
         while done < size {
             let next = address.wrapping_add(done as u64);
-            let allowed = core.memory.permissions_at(next).is_some_and(|permissions| match access {
-                Access::Read => permissions.read(),
-                Access::Write => permissions.write(),
-                Access::Fetch => permissions.execute(),
-            });
+            let allowed =
+                core.memory.permissions_at(next).is_some_and(|permissions| match access {
+                    Access::Read => permissions.read(),
+                    Access::Write => permissions.write(),
+                    Access::Fetch => permissions.execute(),
+                });
             if !allowed {
                 return Err(page_fault(core, next, access));
             }

@@ -78,7 +78,8 @@ impl Vcpu {
             vector::PF => {
                 let place = fault.address.wrapping_sub(self.memory.slot_address());
                 let faulting = address.page_start().wrapping_add(place);
-                let last = address.wrapping_add(instruction.memory_size().size() as u64).0.wrapping_sub(1);
+                let last =
+                    address.wrapping_add(instruction.memory_size().size() as u64).0.wrapping_sub(1);
                 if !is_canonical(faulting.0) || !is_canonical(last) {
                     return not_canonical(instruction);
                 }

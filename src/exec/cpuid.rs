@@ -4,16 +4,10 @@ use std::arch::x86_64::CpuidResult;
 use std::collections::BTreeMap;
 
 /// The host's answers, but for the leaves that are set here and the features that guests do not get.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuidModel {
     /// By leaf and, if it matters, subleaf: EAX, EBX, ECX, EDX.
     set: BTreeMap<(u32, Option<u32>), [u32; 4]>,
-}
-
-impl Default for CpuidModel {
-    fn default() -> Self {
-        Self { set: BTreeMap::new() }
-    }
 }
 
 impl CpuidModel {

@@ -75,12 +75,10 @@ impl fmt::Display for Exit {
 
 /// Numbers of exceptions (Intel SDM volume 3A, table 6-1).
 pub(super) mod vector {
-    pub(crate) const DE: u8 = 0;
     pub(crate) const DB: u8 = 1;
     pub(crate) const BP: u8 = 3;
     pub(crate) const OF: u8 = 4;
     pub(crate) const UD: u8 = 6;
-    pub(crate) const NP: u8 = 11;
     pub(crate) const SS: u8 = 12;
     pub(crate) const GP: u8 = 13;
     pub(crate) const PF: u8 = 14;

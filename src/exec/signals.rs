@@ -16,8 +16,7 @@ use std::sync::OnceLock;
 use crate::code::sync::{AtomicU64, AtomicUsize, Ordering};
 use crate::translate::VcpuBlock;
 
-const SIGNALS: [i32; 5] =
-    [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP];
+const SIGNALS: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP];
 
 /// A code cache that faults may come from. Entries live as long as the process and are used again.
 #[derive(Debug)]

@@ -96,7 +96,12 @@ impl Vcpu {
     }
 
     /// Runs an instruction that is its own translation, once.
-    pub(super) fn run_single(&mut self, core: &mut Core, instruction: &Instruction, slot: Option<u32>) -> Single {
+    pub(super) fn run_single(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+        slot: Option<u32>,
+    ) -> Single {
         let block = core.translator.single(self.pc, instruction, &self.bytes, slot);
         let Some(mut block) = block else { return Single::None };
         let start = core.place_once(&mut block);
@@ -147,7 +152,11 @@ impl Vcpu {
         if fault.error & WRITE == 0 {
             return match core.memory.permissions_at(guest) {
                 Some(permissions) if permissions.read() => {
-                    if core.memory.is_trapped(guest) { End::Step } else { End::Go }
+                    if core.memory.is_trapped(guest) {
+                        End::Step
+                    } else {
+                        End::Go
+                    }
                 }
                 _ => End::Exit(page_fault(core, guest, Access::Read)),
             };

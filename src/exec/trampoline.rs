@@ -7,6 +7,7 @@
 //!
 //! The guest's extended state is saved and loaded as a whole, the host's is not: the ABI lets a callee
 //! lose all of it but the control words. PKRU stays the host's.
+#![allow(clippy::useless_conversion, reason = "`dynasm!` converts numbers of registers")]
 
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};

@@ -1,8 +1,7 @@
 //! Snapshots, at a cost by what changes after them.
 //!
-//! 1. A snapshot keeps the books as they are (they are shared until they change) and a log, empty
-//! at
-//!    first. All pages become *clean*: writable pages are read-only on the host.
+//! 1. A snapshot keeps the books as they are (they are shared until they change) and a log, which
+//!    is empty at first. All pages become *clean*: writable pages are read-only on the host.
 //! 2. The first write to a clean page, a guest's ([`AddressSpace::write_fault`]) or the host's
 //!    ([`AddressSpace::write`]), saves its bytes in the newest log. The page is then *dirty* and
 //!    costs nothing more.

@@ -168,7 +168,11 @@ fn by_mnemonic(code: Code) -> Option<Class> {
         M::Scasq | M::Cmpsb | M::Cmpsw | M::Cmpsq => Class::String,
         M::Movsd | M::Cmpsd if code.is_string_instruction() => Class::String,
         M::Loop | M::Loope | M::Loopne | M::Jrcxz | M::Jecxz => {
-            if near64(code) { Class::CountedBranch } else { Class::Unsupported }
+            if near64(code) {
+                Class::CountedBranch
+            } else {
+                Class::Unsupported
+            }
         }
         M::Rdfsbase | M::Rdgsbase => Class::ReadBase,
         M::Fnstenv | M::Fnsave | M::Fxsave | M::Fxsave64 => Class::RevealsPointers,

@@ -3,11 +3,14 @@
 //!
 //! Host registers are numbers 0–15 in encoding order. RSP is the vCPU's block, R15 the guest's RSP,
 //! and R14 is free between guest instructions.
+#![allow(clippy::useless_conversion, reason = "`dynasm!` converts numbers of registers")]
 
 use dynasmrt::{DynasmApi, SimpleAssembler, dynasm};
 use iced_x86::Register;
 
-use super::block::{Exit, Leave, Purpose, Recovery, Relocation, SideEntry, Stub, TranslatedBlock, X87Opcode};
+use super::block::{
+    Exit, Leave, Purpose, Recovery, Relocation, SideEntry, Stub, TranslatedBlock, X87Opcode,
+};
 use super::vcpu_block::{ProbeShape, at};
 
 /// Host register that holds the guest's RSP.
@@ -68,7 +71,9 @@ impl Emitter {
         let entry = SideEntry { host, guest: self.guest, index: self.index, recovery };
         match self.side_table.last_mut() {
             Some(last) if last.host == host => *last = entry,
-            Some(last) if (last.guest, last.index, last.recovery) == (self.guest, self.index, recovery) => {}
+            Some(last)
+                if (last.guest, last.index, last.recovery)
+                    == (self.guest, self.index, recovery) => {}
             _ => self.side_table.push(entry),
         }
     }

@@ -35,7 +35,7 @@ pub(crate) use vcpu_block::at;
 pub use vcpu_block::{PROBE_REACH, ProbeShape, SLOT_BYTES, VcpuBlock, XSAVE_BYTES};
 
 use self::emit::Emitter;
-use self::operand::{Loans, NeedsAssist, Probed, explicit_registers, number};
+use self::operand::{Loans, NeedsAssist, Probed, number};
 use crate::guest::GuestAddress;
 
 /// Most instructions of a block.
@@ -165,8 +165,7 @@ impl Translator {
             work.compare_source(length);
         }
         let account = request.counted.then(|| work.emitter.account(self.probe));
-        let mut decoder =
-            Decoder::with_ip(64, request.code, request.pc.0, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(64, request.code, request.pc.0, DecoderOptions::NONE);
         let mut instruction = Instruction::default();
         loop {
             let pc = work.pc();
@@ -182,7 +181,11 @@ impl Translator {
             }
             decoder.decode_out(&mut instruction);
             if decoder.last_error() == DecoderError::NoMoreBytes {
-                if work.done > 0 { self.go_on(&mut work, pc) } else { work.assist() }
+                if work.done > 0 {
+                    self.go_on(&mut work, pc)
+                } else {
+                    work.assist()
+                }
                 break;
             }
             match self.instruction(&mut work, &instruction) {
@@ -318,9 +321,16 @@ impl Translator {
     /// Whether an instruction writes to memory.
     fn stores(&mut self, instruction: &Instruction) -> bool {
         let writes = |access: OpAccess| {
-            !matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess)
+            !matches!(
+                access,
+                OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+            )
         };
-        self.information.info(instruction).used_memory().iter().any(|memory| writes(memory.access()))
+        self.information
+            .info(instruction)
+            .used_memory()
+            .iter()
+            .any(|memory| writes(memory.access()))
     }
 
     fn address(
@@ -357,7 +367,11 @@ impl Translator {
     }
 
     /// MOV between the accumulator and an absolute address, by the forms that take a register.
-    fn absolute(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Result<(), NeedsAssist> {
+    fn absolute(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), NeedsAssist> {
         use Code as C;
         let (code, store, register) = match instruction.code() {
             C::Mov_AL_moffs8 => (C::Mov_r8_rm8, false, Register::AL),
@@ -391,7 +405,11 @@ impl Translator {
         Ok(())
     }
 
-    fn read_base(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Result<(), NeedsAssist> {
+    fn read_base(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), NeedsAssist> {
         use iced_x86::Mnemonic as M;
         let fs = instruction.mnemonic() == M::Rdfsbase;
         let register = instruction.op0_register();
@@ -501,7 +519,8 @@ impl Work<'_> {
         while offset < bytes.len() {
             let left = bytes.len() - offset;
             // Aligned, since the guest may have asked for alignment checks.
-            let fits = |size: &usize| *size <= left && (pc + offset as u64).is_multiple_of(*size as u64);
+            let fits =
+                |size: &usize| *size <= left && (pc + offset as u64).is_multiple_of(*size as u64);
             let size = [8, 4, 2, 1].into_iter().find(fits).expect("one byte always fits");
             let mut word = [0; 8];
             word[..size].copy_from_slice(&bytes[offset..offset + size]);

@@ -52,7 +52,9 @@ impl Probed {
     /// What of this is still true after code that leaves `after` true: registers that have not moved
     /// further than they may have at its start.
     pub(super) fn kept_by(&self, after: &Self) -> Self {
-        let kept = |register: usize| self.moved[register].filter(|_| after.moved[register] == self.moved[register]);
+        let kept = |register: usize| {
+            self.moved[register].filter(|_| after.moved[register] == self.moved[register])
+        };
         Self { moved: std::array::from_fn(kept) }
     }
 
@@ -152,7 +154,8 @@ fn is_x87(instruction: &Instruction) -> bool {
 
 fn has_high_byte(instruction: &Instruction) -> bool {
     (0..instruction.op_count()).any(|operand| {
-        instruction.op_kind(operand) == OpKind::Register && is_high(instruction.op_register(operand))
+        instruction.op_kind(operand) == OpKind::Register
+            && is_high(instruction.op_register(operand))
     })
 }
 
@@ -269,7 +272,12 @@ impl Translator {
     }
 
     /// Emits LEA.
-    pub(super) fn load_address(&mut self, emitter: &mut Emitter, instruction: &Instruction, bytes: &[u8]) {
+    pub(super) fn load_address(
+        &mut self,
+        emitter: &mut Emitter,
+        instruction: &Instruction,
+        bytes: &[u8],
+    ) {
         let (base, index) = (instruction.memory_base(), instruction.memory_index());
         let constant = instruction.is_ip_rel_memory_operand()
             || (base == Register::None && index == Register::None);
@@ -315,8 +323,8 @@ impl Translator {
         let segment = guest.memory_segment();
         let based = matches!(segment, Register::FS | Register::GS);
         let (base, index) = (moved.memory_base(), moved.memory_index());
-        let constant = guest.is_ip_rel_memory_operand()
-            || (base == Register::None && index == Register::None);
+        let constant =
+            guest.is_ip_rel_memory_operand() || (base == Register::None && index == Register::None);
         if based {
             let linear = self.linear_address(emitter, guest, moved, loans);
             let scratch = loans.take(emitter);

@@ -25,7 +25,11 @@ impl Translator {
         self.probed.moved(4, distance);
     }
 
-    pub(super) fn push(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Result<(), NeedsAssist> {
+    pub(super) fn push(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), NeedsAssist> {
         use Code as C;
         let narrow = matches!(
             instruction.code(),
@@ -54,7 +58,11 @@ impl Translator {
         Ok(())
     }
 
-    pub(super) fn pop(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Result<(), NeedsAssist> {
+    pub(super) fn pop(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), NeedsAssist> {
         let narrow = matches!(instruction.code(), Code::Pop_r16 | Code::Pop_rm16);
         let bytes: u8 = if narrow { 2 } else { 8 };
         if instruction.op0_kind() == OpKind::Memory {
@@ -85,7 +93,12 @@ impl Translator {
     }
 
     /// An operand with RSP as its base has it after the increment (Intel SDM volume 2, "POP").
-    fn pop_memory(&mut self, work: &mut Work<'_>, instruction: &Instruction, bytes: u8) -> Result<(), NeedsAssist> {
+    fn pop_memory(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+        bytes: u8,
+    ) -> Result<(), NeedsAssist> {
         let mut operand = *instruction;
         if matches!(operand.memory_base(), Register::RSP | Register::ESP) {
             let displacement = operand.memory_displacement64().wrapping_add(u64::from(bytes));

@@ -4,6 +4,7 @@
 //! A segment prefix moves RSI's side of a string instruction into the window. RDI's side has none, so
 //! RDI itself is moved and moved back. A repeated instruction that runs out of the window meets the
 //! guards first, which nothing is mapped in.
+#![allow(clippy::useless_conversion, reason = "`dynasm!` converts numbers of registers")]
 
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, OpKind, Register};
@@ -18,7 +19,11 @@ const RSI: u8 = 6;
 const RDI: u8 = 7;
 
 impl Translator {
-    pub(super) fn string(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Result<(), NeedsAssist> {
+    pub(super) fn string(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), NeedsAssist> {
         let kinds = || instruction.op_kinds();
         let narrow = |kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI);
         let based = matches!(instruction.segment_prefix(), Register::FS | Register::GS);
@@ -50,7 +55,11 @@ impl Translator {
     }
 
     /// XLAT adds at most 255 to RBX.
-    pub(super) fn table(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Result<(), NeedsAssist> {
+    pub(super) fn table(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), NeedsAssist> {
         if instruction.memory_base() != Register::RBX {
             return Err(NeedsAssist);
         }
@@ -59,14 +68,23 @@ impl Translator {
         Ok(())
     }
 
-    pub(super) fn mask_move(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Result<(), NeedsAssist> {
+    pub(super) fn mask_move(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), NeedsAssist> {
         if !instruction.op_kinds().any(|kind| kind == OpKind::MemorySegRDI) {
             return Err(NeedsAssist);
         }
         self.implicit_operand(work, instruction, RDI)
     }
 
-    fn implicit_operand(&mut self, work: &mut Work<'_>, instruction: &Instruction, base: u8) -> Result<(), NeedsAssist> {
+    fn implicit_operand(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+        base: u8,
+    ) -> Result<(), NeedsAssist> {
         if matches!(instruction.segment_prefix(), Register::FS | Register::GS) {
             return Err(NeedsAssist);
         }
@@ -82,7 +100,12 @@ impl Translator {
 
     /// The word that is accessed is as many words from the operand as the bit's number, a signed
     /// integer, says (Intel SDM volume 2, "BT").
-    pub(super) fn bit_string(&mut self, work: &mut Work<'_>, instruction: &Instruction, bytes: &[u8]) -> Result<(), NeedsAssist> {
+    pub(super) fn bit_string(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+        bytes: &[u8],
+    ) -> Result<(), NeedsAssist> {
         if instruction.op0_kind() == OpKind::Register {
             return self.plain(work, instruction, bytes);
         }
@@ -93,13 +116,20 @@ impl Translator {
         }
         let registers = explicit_registers(instruction);
         let mut loans = Loans::for_guest(registers | address_registers(instruction));
-        let homes = self.fetch(&mut work.emitter, registers | address_registers(instruction), &mut loans);
+        let homes =
+            self.fetch(&mut work.emitter, registers | address_registers(instruction), &mut loans);
         let mut moved = *instruction;
         super::operand::rename_registers(&mut moved, &homes);
         let address = loans.take(&mut work.emitter);
         let word = loans.take(&mut work.emitter);
         let count = loans.take(&mut work.emitter);
-        self.lea(&mut work.emitter, instruction, super::operand::gpr64(address), moved.memory_base(), moved.memory_index());
+        self.lea(
+            &mut work.emitter,
+            instruction,
+            super::operand::gpr64(address),
+            moved.memory_base(),
+            moved.memory_index(),
+        );
         let register = instruction.op1_register();
         let bit = homes[usize::from(number(register))];
         let emitter = &mut work.emitter;

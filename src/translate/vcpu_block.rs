@@ -15,13 +15,13 @@ pub const XSAVE_BYTES: usize = 4096;
 pub const SLOT_BYTES: usize = 2 * 4096;
 
 /// Entries of the jump cache: one for each value of the low 16 bits of an address.
-pub const JUMP_CACHE_ENTRIES: usize = 1 << 16;
+pub(super) const JUMP_CACHE_ENTRIES: usize = 1 << 16;
 
 /// How far behind the block a probe can reach: 16 bits of index, eight bytes each.
 pub const PROBE_REACH: usize = (1 << 16) * 8 + 4096;
 
 /// Where translated code keeps what it must put back: one word for each.
-pub const SPILLS: usize = 4;
+pub(super) const SPILLS: usize = 4;
 
 /// See the file's head. Offsets are part of translated code.
 #[repr(C, align(4096))]

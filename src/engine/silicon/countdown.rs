@@ -90,19 +90,20 @@ pub(super) fn loses_trap(instruction: &Instruction) -> bool {
 /// the same or more.
 pub(super) fn needs_engine(instruction: &Instruction) -> bool {
     let pieces = instruction.is_vsib() || loses_trap(instruction);
-    pieces || matches!(
-        instruction.mnemonic(),
-        Mnemonic::Pushf
-            | Mnemonic::Pushfq
-            | Mnemonic::Popf
-            | Mnemonic::Popfq
-            | Mnemonic::Iret
-            | Mnemonic::Iretd
-            | Mnemonic::Iretq
-            | Mnemonic::Int1
-            | Mnemonic::Syscall
-            | Mnemonic::Sysenter
-    )
+    pieces
+        || matches!(
+            instruction.mnemonic(),
+            Mnemonic::Pushf
+                | Mnemonic::Pushfq
+                | Mnemonic::Popf
+                | Mnemonic::Popfq
+                | Mnemonic::Iret
+                | Mnemonic::Iretd
+                | Mnemonic::Iretq
+                | Mnemonic::Int1
+                | Mnemonic::Syscall
+                | Mnemonic::Sysenter
+        )
 }
 
 /// What the first byte behind the prefixes says. The order is that of the numbers in the table.

@@ -56,7 +56,11 @@ impl Vcpu {
     /// Where a branch goes.
     fn target(&self, core: &Core, instruction: &Instruction) -> Result<GuestAddress, Exit> {
         let target = self.raw_target(core, instruction)?;
-        if is_canonical(target) { Ok(GuestAddress(target)) } else { Err(Exit::general_protection()) }
+        if is_canonical(target) {
+            Ok(GuestAddress(target))
+        } else {
+            Err(Exit::general_protection())
+        }
     }
 
     fn raw_target(&self, core: &Core, instruction: &Instruction) -> Result<u64, Exit> {

@@ -48,7 +48,10 @@ impl Vcpu {
     }
 
     /// The address of the memory operand.
-    pub(super) fn canonical_operand(&self, instruction: &Instruction) -> Result<GuestAddress, Exit> {
+    pub(super) fn canonical_operand(
+        &self,
+        instruction: &Instruction,
+    ) -> Result<GuestAddress, Exit> {
         let address = self.operand_address(instruction).unwrap_or_default();
         if is_canonical(address) {
             Ok(GuestAddress(address))

@@ -18,11 +18,17 @@ const SP: usize = 4;
 
 impl Vcpu {
     /// MOV to and from segment registers, LSS, LFS, LGS.
-    pub(super) fn segment(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    pub(super) fn segment(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         if instruction.mnemonic() != Mnemonic::Mov {
             return self.far_pointer(core, instruction);
         }
-        if instruction.op0_kind() == OpKind::Register && instruction.op0_register().is_segment_register() {
+        if instruction.op0_kind() == OpKind::Register
+            && instruction.op0_register().is_segment_register()
+        {
             let register = instruction.op0_register();
             if register == Register::CS {
                 return Err(Exit::exception(vector::UD).into());
@@ -112,7 +118,9 @@ impl Vcpu {
     pub(super) fn far(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
         match instruction.mnemonic() {
             Mnemonic::Retf => self.far_return(core, instruction),
-            Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => self.interrupt_return(core, instruction),
+            Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => {
+                self.interrupt_return(core, instruction)
+            }
             _ => self.far_branch(core, instruction),
         }
     }
@@ -169,7 +177,11 @@ impl Vcpu {
         Ok(())
     }
 
-    fn interrupt_return(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    fn interrupt_return(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         let size = match instruction.mnemonic() {
             Mnemonic::Iret => 2,
             Mnemonic::Iretd => 4,

@@ -47,7 +47,12 @@ impl Vcpu {
     }
 
     /// Pushes the low `size` bytes of a value.
-    pub(super) fn push_word(&mut self, core: &mut Core, value: u64, size: usize) -> Result<(), Exit> {
+    pub(super) fn push_word(
+        &mut self,
+        core: &mut Core,
+        value: u64,
+        size: usize,
+    ) -> Result<(), Exit> {
         let top = self.gpr(SP).wrapping_sub(size as u64);
         stack_address(top)?;
         self.store_word(core, GuestAddress(top), value, size)?;
@@ -67,7 +72,12 @@ impl Vcpu {
         self.load_word(core, GuestAddress(address), size)
     }
 
-    fn pop(&mut self, core: &mut Core, instruction: &Instruction, size: usize) -> Result<(), Undone> {
+    fn pop(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+        size: usize,
+    ) -> Result<(), Undone> {
         let value = self.load_stack(core, size)?;
         let before = self.gpr(SP);
         // An operand with RSP as its base has it after the increment.
@@ -126,7 +136,13 @@ impl Vcpu {
         Ok(())
     }
 
-    fn store_stack(&mut self, core: &mut Core, place: u64, value: u64, size: u64) -> Result<(), Exit> {
+    fn store_stack(
+        &mut self,
+        core: &mut Core,
+        place: u64,
+        value: u64,
+        size: u64,
+    ) -> Result<(), Exit> {
         stack_address(place)?;
         self.store_word(core, GuestAddress(place), value, size as usize)
     }

@@ -18,7 +18,11 @@ const MOST_ITERATIONS: u32 = 4096;
 
 impl Vcpu {
     /// Executes a string instruction; one iteration if TF is set.
-    pub(super) fn string(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    pub(super) fn string(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         let narrow = instruction
             .op_kinds()
             .any(|kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI));
@@ -39,11 +43,9 @@ impl Vcpu {
             }
             // An interrupted comparison leaves the flags as they were before the first (Intel SDM
             // volume 2, "REP").
-            let compared = self.iteration(core, instruction, mask)
-                .or_else(|undone| {
-                    self.set_rflags(flags);
-                    Err(undone)
-                })?;
+            let compared = self.iteration(core, instruction, mask).inspect_err(|_| {
+                self.set_rflags(flags);
+            })?;
             self.set_gpr(RCX, (left - 1) & mask);
             let zero = self.rflags() & Flag::ZF.mask() != 0;
             let ended = compared && zero == instruction.has_repne_prefix();
@@ -74,7 +76,12 @@ impl Vcpu {
     }
 
     /// One iteration; whether it compared.
-    fn iteration(&mut self, core: &mut Core, instruction: &Instruction, mask: u64) -> Result<bool, Undone> {
+    fn iteration(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+        mask: u64,
+    ) -> Result<bool, Undone> {
         use Mnemonic as M;
         let (size, kind) = match instruction.mnemonic() {
             M::Movsb => (1, Kind::Move),
@@ -98,7 +105,8 @@ impl Vcpu {
             M::Cmpsd => (4, Kind::Compare),
             _ => (8, Kind::Compare),
         };
-        let source = GuestAddress(self.segment_base(instruction).wrapping_add(self.gpr(RSI) & mask));
+        let source =
+            GuestAddress(self.segment_base(instruction).wrapping_add(self.gpr(RSI) & mask));
         let destination = GuestAddress(self.gpr(RDI) & mask);
         let accumulator = accumulator(size);
         let reads = matches!(kind, Kind::Move | Kind::Load | Kind::Compare);
@@ -145,7 +153,7 @@ impl Vcpu {
         let top = |value: u64| value >> (bits - 1) & 1 != 0;
         let flags = [
             (Flag::CF, left < right),
-            (Flag::PF, (result as u8).count_ones() % 2 == 0),
+            (Flag::PF, (result as u8).count_ones().is_multiple_of(2)),
             (Flag::AF, (left ^ right ^ result) & 0x10 != 0),
             (Flag::ZF, result == 0),
             (Flag::SF, top(result)),
@@ -176,7 +184,11 @@ impl Vcpu {
     }
 
     /// Writes the bytes whose mask byte has its sign bit.
-    pub(super) fn mask_move(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    pub(super) fn mask_move(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         let narrow = instruction.op_kinds().any(|kind| kind == OpKind::MemorySegEDI);
         let mask = if narrow { 0xffff_ffff } else { u64::MAX };
         let start = self.segment_base(instruction).wrapping_add(self.gpr(RDI) & mask);
@@ -191,8 +203,10 @@ impl Vcpu {
                 words[..2].iter().flat_map(|word| word.to_le_bytes()).collect()
             }
         };
-        let (data, control) = (bytes(instruction.op1_register()), bytes(instruction.op2_register()));
-        let wanted: Vec<usize> = (0..data.len()).filter(|&index| control[index] & 0x80 != 0).collect();
+        let (data, control) =
+            (bytes(instruction.op1_register()), bytes(instruction.op2_register()));
+        let wanted: Vec<usize> =
+            (0..data.len()).filter(|&index| control[index] & 0x80 != 0).collect();
         if !is_canonical(start) {
             return Err(Exit::general_protection().into());
         }
@@ -221,7 +235,11 @@ impl Vcpu {
     }
 
     /// BT, BTS, BTR, BTC with the number of the bit in a register.
-    pub(super) fn bit_string(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    pub(super) fn bit_string(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         let register = instruction.op1_register();
         let size = register.size();
         let bits = size as u32 * 8;
@@ -235,7 +253,8 @@ impl Vcpu {
             let distance = (signed >> bits.trailing_zeros()).wrapping_mul(size as i64);
             let base = self.segment_base_of_operand(instruction);
             let offset = operand.wrapping_sub(base).wrapping_add(distance as u64);
-            let narrow = instruction.memory_base().is_gpr32() || instruction.memory_index().is_gpr32();
+            let narrow =
+                instruction.memory_base().is_gpr32() || instruction.memory_index().is_gpr32();
             let offset = if narrow { offset & 0xffff_ffff } else { offset };
             let address = GuestAddress(base.wrapping_add(offset));
             if !is_canonical(address.0) {
@@ -271,7 +290,11 @@ impl Vcpu {
     }
 
     /// MOV between the accumulator and an absolute address.
-    pub(super) fn absolute(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    pub(super) fn absolute(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         let loads = instruction.op0_kind() == OpKind::Register;
         let register = if loads { instruction.op0_register() } else { instruction.op1_register() };
         let address = self.canonical_operand(instruction)?;

@@ -12,7 +12,11 @@ use crate::guest::{Flag, GuestAddress};
 use crate::translate::is_canonical;
 
 impl Vcpu {
-    pub(super) fn system(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    pub(super) fn system(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         use Mnemonic as M;
         match instruction.mnemonic() {
             M::Int3 => Err(self.trap_behind(instruction, vector::BP)),
@@ -37,9 +41,22 @@ impl Vcpu {
             M::Rdpkru | M::Wrpkru => self.protection_keys(instruction),
             M::Xbegin | M::Xend | M::Xabort | M::Xtest => self.transaction(instruction),
             // Undefined outside of kernels, of virtual machine monitors, of management mode.
-            M::Clac | M::Stac | M::Rsm | M::Vmread | M::Vmwrite | M::Vmptrld | M::Vmptrst
-            | M::Vmclear | M::Vmlaunch | M::Vmresume | M::Vmxoff | M::Vmxon | M::Vmcall
-            | M::Vmfunc | M::Invept | M::Invvpid => Err(Exit::exception(vector::UD).into()),
+            M::Clac
+            | M::Stac
+            | M::Rsm
+            | M::Vmread
+            | M::Vmwrite
+            | M::Vmptrld
+            | M::Vmptrst
+            | M::Vmclear
+            | M::Vmlaunch
+            | M::Vmresume
+            | M::Vmxoff
+            | M::Vmxon
+            | M::Vmcall
+            | M::Vmfunc
+            | M::Invept
+            | M::Invvpid => Err(Exit::exception(vector::UD).into()),
             _ if instruction.is_privileged() => Err(Exit::general_protection().into()),
             M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => {
                 Err(Exit::general_protection().into())

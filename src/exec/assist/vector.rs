@@ -71,7 +71,7 @@ impl Vcpu {
             } else {
                 self.gather(core, instruction, address, elements.size).map(|word| {
                     set_lane(&mut state, elements.data, element, elements.size, word);
-                    elements.clear_behind(&mut state);
+                    elements.clear_behind(&mut state, elements.length);
                 })
             };
             if let Err(exit) = moved {
@@ -86,7 +86,13 @@ impl Vcpu {
         Ok(())
     }
 
-    fn gather(&self, core: &Core, instruction: &Instruction, address: u64, size: usize) -> Result<u64, Exit> {
+    fn gather(
+        &self,
+        core: &Core,
+        instruction: &Instruction,
+        address: u64,
+        size: usize,
+    ) -> Result<u64, Exit> {
         if !is_canonical(address) {
             return Err(not_canonical(instruction));
         }
@@ -95,7 +101,14 @@ impl Vcpu {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    fn scatter(&self, core: &mut Core, instruction: &Instruction, address: u64, word: u64, size: usize) -> Result<(), Exit> {
+    fn scatter(
+        &self,
+        core: &mut Core,
+        instruction: &Instruction,
+        address: u64,
+        word: u64,
+        size: usize,
+    ) -> Result<(), Exit> {
         if !is_canonical(address) {
             return Err(not_canonical(instruction));
         }
@@ -108,7 +121,11 @@ impl Vcpu {
     }
 
     /// MOVDIR64B: 64 bytes from the operand to the aligned address in a register.
-    pub(super) fn direct_store(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    pub(super) fn direct_store(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         if !core.has_all(instruction.cpuid_features()) {
             return Err(Exit::exception(crate::exec::exit::vector::UD).into());
         }
@@ -128,11 +145,6 @@ impl Vcpu {
     /// A vector register.
     pub(crate) fn vector(&self, number: usize) -> [u64; 8] {
         self.state().vector[number]
-    }
-
-    /// An opmask register.
-    pub(crate) fn opmask(&self, number: usize) -> u64 {
-        self.state().opmask[number]
     }
 }
 
@@ -174,14 +186,14 @@ impl Elements {
             Mask::Vector(mask) => state.vector[mask] = [0; 8],
         }
         if !scatters {
-            self.clear_behind(state);
+            self.clear_behind(state, self.count * self.size);
         }
     }
 
-    /// What is gathered to becomes zero behind its elements.
-    fn clear_behind(&self, state: &mut State) {
-        let words = (self.count * self.size).div_ceil(8);
-        state.vector[self.data.number()][words..].fill(0);
+    /// What is gathered to becomes zero behind `bytes` bytes: with the first element behind the
+    /// longer of data and indexes, with the last behind the elements.
+    fn clear_behind(&self, state: &mut State, bytes: usize) {
+        state.vector[self.data.number()][bytes.div_ceil(8)..].fill(0);
     }
 }
 

@@ -30,7 +30,11 @@ const RCX: usize = 1;
 const RDX: usize = 2;
 
 impl Vcpu {
-    pub(super) fn xsave(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    pub(super) fn xsave(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         let asked = self.asked_components();
         let in_use = self.pkru != 0;
         let compacts = matches!(instruction.mnemonic(), Mnemonic::Xsavec | Mnemonic::Xsavec64);
@@ -61,7 +65,11 @@ impl Vcpu {
         })
     }
 
-    pub(super) fn xrstor(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    pub(super) fn xrstor(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         let keys = self.asked_components() & self.xstate().enabled() & Xstate::PKRU_COMPONENT != 0;
         let standard = self.xstate().pkru_offset();
         let mut pkru = None;

@@ -1,0 +1,269 @@
+//! Code hooks and block hooks.
+
+use iced_x86::code_asm::{eax, ecx, ptr, rax, rbx, rcx, rdi};
+use tregion::exec::{Exit, HookError};
+use tregion::guest::{GuestAddress, Permissions};
+
+use crate::guest::{CODE, DATA, Guest, Notes, RAX, RBX, RCX, RDI, assemble, guest, range};
+
+/// `mov ecx, n; again: inc rax; nop; dec ecx; jnz again; hlt`, at 0, 5, 8, 9, 11 and 13.
+fn counter(times: u32) -> Guest {
+    guest(|a| {
+        let mut again = a.create_label();
+        a.mov(ecx, times).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.inc(rax).unwrap();
+        a.nop().unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+    })
+}
+
+fn notes_of_code(guest: &Guest) -> Notes<u64> {
+    let notes = Notes::new();
+    let noted = notes.clone();
+    guest.machine.hook_code(.., move |context| noted.note(context.rip().0 - CODE)).unwrap();
+    notes
+}
+
+fn notes_of_blocks(guest: &Guest, from: u64, to: u64) -> Notes<u64> {
+    let notes = Notes::new();
+    let noted = notes.clone();
+    let (from, to) = (GuestAddress(from), GuestAddress(to));
+    guest.machine.hook_blocks(from..to, move |context| noted.note(context.rip().0 - CODE)).unwrap();
+    notes
+}
+
+#[test]
+fn a_code_hook_sees_each_instruction_of_its_range_once() {
+    let mut guest = counter(3);
+    let all = notes_of_code(&guest);
+    guest.run();
+    let pass = [5, 8, 9, 11];
+    let expected: Vec<u64> =
+        [0].into_iter().chain(pass).chain(pass).chain(pass).chain([13]).collect();
+    assert_eq!(all.take(), expected);
+    for budget in 1..4 {
+        guest.vcpu.set_rip(GuestAddress(CODE));
+        while guest.vcpu.run(Some(budget)) == Exit::Budget {}
+        assert_eq!(all.take(), expected, "in pieces of {budget}");
+    }
+}
+
+#[test]
+fn a_hook_is_added_to_code_that_was_translated_and_taken_away_again() {
+    let mut guest = counter(1000);
+    guest.run();
+    let notes = Notes::new();
+    let noted = notes.clone();
+    let one = GuestAddress(CODE + 8)..GuestAddress(CODE + 9);
+    let id = guest.machine.hook_code(one, move |context| noted.note(context.gpr(RAX))).unwrap();
+    guest.run();
+    assert_eq!(notes.take(), (1001..=2000).collect::<Vec<u64>>());
+    assert!(guest.machine.remove_hook(id));
+    assert!(!guest.machine.remove_hook(id));
+    guest.run();
+    assert_eq!((notes.take().len(), guest.vcpu.gpr(RAX)), (0, 3000));
+}
+
+#[test]
+fn a_hook_that_stops_does_so_once_at_its_instruction() {
+    let mut guest = counter(3);
+    let machine = &guest.machine;
+    let place = GuestAddress(CODE + 9);
+    machine.hook_code(place..=place, |context| context.stop()).unwrap();
+    let others = notes_of_code(&guest);
+    guest.vcpu.set_rip(GuestAddress(CODE));
+    for pass in 1..=3 {
+        assert_eq!(guest.vcpu.run(None), Exit::Stopped);
+        assert_eq!((guest.vcpu.rip(), guest.vcpu.gpr(RAX)), (place, pass));
+        assert_eq!(others.take().last(), Some(&9), "the other hooks there were called as well");
+    }
+    assert_eq!(guest.vcpu.run(None), Exit::Halt);
+    assert_eq!(others.take(), [11, 13]);
+}
+
+#[test]
+fn a_hook_changes_registers_memory_and_the_instruction_itself() {
+    let mut guest = guest(|a| {
+        a.mov(rax, rbx).unwrap();
+        a.mov(ptr(rdi), rax).unwrap();
+        a.ud2().unwrap();
+        a.hlt().unwrap();
+    });
+    guest.vcpu.set_gpr(RDI, DATA);
+    let at = |offset: u64| GuestAddress(CODE + offset)..=GuestAddress(CODE + offset);
+    guest.machine.hook_code(at(0), |context| context.set_gpr(RBX, 7)).unwrap();
+    let hook = guest.machine.hook_code(at(3), |context| {
+        // mov [rdi], rax becomes mov [rdi], rdi.
+        context.write(GuestAddress(CODE + 3), &[0x48, 0x89, 0x3f]).unwrap();
+    });
+    let skip = |context: &mut tregion::exec::HookContext<'_>| {
+        let mut bytes = [0; 2];
+        context.read(context.rip(), &mut bytes).unwrap();
+        assert_eq!(bytes, [0x0f, 0x0b]);
+        let rip = context.rip();
+        context.set_rip(GuestAddress(rip.0 + 2));
+    };
+    guest.machine.hook_code(at(6), skip).unwrap();
+    guest.run();
+    assert_eq!((guest.vcpu.gpr(RAX), guest.word(DATA)), (7, DATA));
+    guest.machine.remove_hook(hook.unwrap());
+    guest.run();
+}
+
+#[test]
+fn a_code_hook_is_called_once_for_a_repeated_instruction() {
+    let mut guest = guest(|a| {
+        a.rep().stosb().unwrap();
+        a.hlt().unwrap();
+    });
+    let notes = notes_of_code(&guest);
+    guest.vcpu.set_gpr(RCX, 0x4000);
+    guest.vcpu.set_gpr(RDI, DATA);
+    guest.run();
+    assert_eq!(notes.take(), [0, 2]);
+}
+
+#[test]
+fn a_fault_that_the_host_repairs_does_not_call_a_hook_again() {
+    let mut guest = guest(|a| {
+        a.mov(rax, ptr(rdi)).unwrap();
+        a.hlt().unwrap();
+    });
+    let notes = notes_of_code(&guest);
+    guest.vcpu.set_gpr(RDI, 0x90_0000);
+    assert!(matches!(guest.vcpu.run(None), Exit::Exception { vector: 14, .. }));
+    guest.machine.map(range(0x90_0000, 1), Permissions::Read).unwrap();
+    assert_eq!(guest.vcpu.run(None), Exit::Halt);
+    assert_eq!(notes.take(), [0, 3]);
+}
+
+#[test]
+fn block_hooks_see_branches_taken_and_not_taken() {
+    let mut guest = counter(3);
+    let blocks = notes_of_blocks(&guest, CODE, CODE + 0x1000);
+    guest.run();
+    assert_eq!(blocks.take(), [0, 5, 5, 13]);
+    for budget in [1, 2, 3, 9, 10, 11] {
+        guest.vcpu.set_rip(GuestAddress(CODE));
+        while guest.vcpu.run(Some(budget)) == Exit::Budget {}
+        assert_eq!(blocks.take(), [0, 5, 5, 13], "in pieces of {budget}");
+    }
+}
+
+#[test]
+fn block_hooks_see_who_falls_into_their_range() {
+    let mut guest = counter(2);
+    // Control falls from 5 to 8 in each pass, which is no new block but to who looks from there on.
+    let inside = notes_of_blocks(&guest, CODE + 8, CODE + 0x1000);
+    let whole = notes_of_blocks(&guest, CODE, CODE + 0x1000);
+    // No instruction starts at 6; the first one behind it does not start a block for `whole`.
+    let straddled = notes_of_blocks(&guest, CODE + 6, CODE + 9);
+    for _ in 0..3 {
+        guest.run();
+        assert_eq!(whole.take(), [0, 5, 13]);
+        assert_eq!(inside.take(), [8, 8, 13]);
+        assert_eq!(straddled.take(), [8, 8]);
+    }
+}
+
+#[test]
+fn long_blocks_assists_and_page_ends_are_no_block_entries() {
+    let mut guest = guest(|a| {
+        for number in 0..3000 {
+            if number % 500 == 250 { a.cpuid().unwrap() } else { a.inc(eax).unwrap() }
+        }
+        a.hlt().unwrap();
+    });
+    assert!(guest.end > CODE + 0x1000, "two pages of code");
+    let blocks = notes_of_blocks(&guest, CODE, CODE + 0x2000);
+    for budget in [None, Some(7), Some(100)] {
+        guest.vcpu.set_rip(GuestAddress(CODE));
+        while guest.vcpu.run(budget) == Exit::Budget {}
+        assert_eq!(blocks.take(), [0], "in pieces of {budget:?}");
+    }
+}
+
+#[test]
+fn calls_and_returns_enter_blocks_across_pages() {
+    let mut guest = guest(|a| {
+        a.call(CODE + 0x1000).unwrap();
+        a.call(CODE + 0x1000).unwrap();
+        a.hlt().unwrap();
+    });
+    guest.machine.write(GuestAddress(CODE + 0x1000), &assemble(CODE + 0x1000, |a| {
+        a.inc(rcx).unwrap();
+        a.ret().unwrap();
+    })).unwrap();
+    // Once without a hook, so that jump caches are warm.
+    guest.run();
+    let caller = notes_of_blocks(&guest, CODE, CODE + 0x1000);
+    guest.run();
+    assert_eq!(caller.take(), [0, 5, 10]);
+    let callee = notes_of_blocks(&guest, CODE + 0x1000, CODE + 0x2000);
+    guest.run();
+    assert_eq!((caller.take(), callee.take()), (vec![0, 5, 10], vec![0x1000, 0x1000]));
+    assert_eq!(guest.vcpu.gpr(RCX), 6);
+}
+
+#[test]
+fn a_block_hook_can_stop_and_goes_on_behind() {
+    let mut guest = counter(2);
+    guest.machine.hook_blocks(.., |context| context.stop()).unwrap();
+    guest.vcpu.set_rip(GuestAddress(CODE));
+    for place in [0, 5, 13] {
+        assert_eq!(guest.vcpu.run(None), Exit::Stopped);
+        assert_eq!(guest.vcpu.rip().0 - CODE, place);
+    }
+    assert_eq!(guest.vcpu.run(None), Exit::Halt);
+}
+
+#[test]
+fn empty_ranges_are_refused() {
+    let guest = counter(1);
+    let address = GuestAddress(CODE);
+    let error = guest.machine.hook_code(address..address, |_| {}).unwrap_err();
+    assert!(matches!(error, HookError::EmptyRange));
+    let backwards = GuestAddress(CODE + 1)..=address;
+    assert!(matches!(guest.machine.hook_memory(backwards, |_| {}), Err(HookError::EmptyRange)));
+}
+
+#[test]
+fn a_panic_in_a_hook_hurts_nobody_else() {
+    let mut guest = counter(3);
+    let id = guest.machine.hook_code(.., |context| {
+        assert!(context.gpr(RAX) < 2, "as wanted");
+    });
+    let run = std::panic::AssertUnwindSafe(|| guest.vcpu.run(None));
+    assert!(std::panic::catch_unwind(run).is_err());
+    assert_eq!((guest.vcpu.gpr(RAX), guest.vcpu.rip().0), (2, CODE + 8));
+    assert!(guest.machine.remove_hook(id.unwrap()));
+    assert_eq!(guest.vcpu.run(None), Exit::Halt);
+    assert_eq!(guest.vcpu.gpr(RAX), 3);
+}
+
+#[test]
+#[should_panic(expected = "called its own machine")]
+fn a_hook_that_calls_its_machine_panics_and_does_not_hang() {
+    let mut guest = counter(3);
+    let machine = guest.machine.clone();
+    guest.machine.hook_code(.., move |_| drop(machine.regions())).unwrap();
+    guest.run();
+}
+
+#[test]
+fn a_hook_may_run_another_machine() {
+    let mut guest = counter(2);
+    let mut inner = counter(5);
+    let results = Notes::new();
+    let noted = results.clone();
+    let first = GuestAddress(CODE)..GuestAddress(CODE + 1);
+    guest.machine.hook_code(first, move |_| {
+        inner.run();
+        noted.note(inner.vcpu.gpr(RAX));
+    }).unwrap();
+    guest.run();
+    assert_eq!((results.take(), guest.vcpu.gpr(RAX)), (vec![5], 2));
+}
