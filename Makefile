@@ -9,7 +9,7 @@ OUT ?= campaign
 .PHONY: help deps build campaign test check fuzz-smoke clean
 
 help:
-	@echo "make campaign    build, then compare Unicorn with this processor for $(SECONDS_CAMPAIGN) s"
+	@echo "make campaign    build, then compare the JIT and Unicorn with this processor for $(SECONDS_CAMPAIGN) s"
 	@echo "make test        all tests"
 	@echo "make check       formatting, lints, documentation"
 	@echo "make fuzz-smoke  each cargo-fuzz target for 60 s (needs a nightly toolchain)"
@@ -22,7 +22,7 @@ build: deps
 	$(CARGO) build --release
 
 campaign: build
-	@status=0; ./target/release/tregion fuzz --engines silicon,unicorn \
+	@status=0; ./target/release/tregion fuzz --engines silicon,jit,unicorn \
 		--seconds $(SECONDS_CAMPAIGN) --seed $(SEED) --out $(OUT) || status=$$?; \
 	if [ $$status -gt 1 ]; then exit $$status; fi
 

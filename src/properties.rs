@@ -8,6 +8,7 @@ use arbitrary::Unstructured;
 
 use crate::case::{Case, text};
 use crate::engine::Engine;
+use crate::engine::jit::Jit;
 use crate::engine::silicon::Silicon;
 use crate::generate::{Generator, HostFeatures};
 use crate::oracle::judge::{EngineVerdict, Finding, Judge, Verdict};
@@ -82,6 +83,7 @@ fn all_engines() -> Judge {
     let second = Silicon::named("silicon#2").expect("the silicon engine works on this host");
     let engines: Vec<Box<dyn Engine>> = vec![
         Box::new(second),
+        Box::new(Jit::new().expect("the JIT works on this host")),
         #[cfg(feature = "unicorn")]
         Box::new(crate::engine::unicorn::Unicorn::new().expect("Unicorn works on this host")),
     ];

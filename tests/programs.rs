@@ -16,6 +16,7 @@ use reference::Expected;
 use tregion::case::image::{DEFAULT_STACK_SIZE, elf};
 use tregion::case::{Case, Outcome, Stop};
 use tregion::engine::Engine;
+use tregion::engine::jit::Jit;
 use tregion::engine::sabotaged::{Component, Sabotage, Sabotaged, When};
 use tregion::engine::silicon::Silicon;
 use tregion::guest::{GuestAddress, PAGE_SIZE, Permissions};
@@ -127,7 +128,7 @@ fn silicon() -> Silicon {
 
 /// The engines that have to end as silicon does. This is the place to add one.
 fn engines() -> Vec<Box<dyn Engine>> {
-    vec![Box::new(Silicon::named("silicon again").unwrap())]
+    vec![Box::new(Silicon::named("silicon again").unwrap()), Box::new(Jit::new().unwrap())]
 }
 
 /// The program's name with what `engine` makes of it that silicon does not; empty if all is well.

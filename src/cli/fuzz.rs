@@ -42,7 +42,7 @@ pub(super) struct Arguments {
 }
 
 const DEFAULT_ENGINES: &str =
-    if cfg!(feature = "unicorn") { "silicon,unicorn" } else { "silicon,silicon" };
+    if cfg!(feature = "unicorn") { "silicon,jit,unicorn" } else { "silicon,jit" };
 
 /// More threads than any machine has CPUs.
 const MAX_WORKERS: usize = 4096;

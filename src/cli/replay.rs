@@ -36,7 +36,7 @@ pub(super) struct MinimizeArguments {
 }
 
 const REPLAY_ENGINES: &str =
-    if cfg!(feature = "unicorn") { "silicon,unicorn:unfiltered" } else { "silicon,silicon" };
+    if cfg!(feature = "unicorn") { "silicon,jit,unicorn:unfiltered" } else { "silicon,jit" };
 
 /// Reads a case; an error names the file, the line and the column.
 fn read(file: &Path) -> Result<Case, Failure> {

@@ -97,7 +97,8 @@ impl Jit {
             capabilities: capabilities(),
             memory,
             backing,
-            rooms: vec![Room::new(WINDOW_BITS[0])?],
+            // Where so large a window cannot be had, under a sanitizer, say, a small one will do.
+            rooms: vec![Room::new(WINDOW_BITS[0]).or_else(|_| Room::new(WINDOW_BITS[1]))?],
             current: 0,
             clock: 0,
             watchdog: Watchdog::start(LEG_LIMIT)?,

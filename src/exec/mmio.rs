@@ -14,7 +14,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use iced_x86::{Instruction, InstructionInfoFactory, OpAccess};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess};
 
 use super::access::{Access, page_fault};
 use super::bounce::slot_rights;
@@ -220,19 +220,21 @@ impl Vcpu {
         if !how.writes {
             return Ok(());
         }
+        // Hooks of the write are told of this instruction.
+        let next = std::mem::replace(&mut self.pc, GuestAddress(instruction.ip()));
         let result = self.read_slot(start, size)?;
-        if !how.masked || how.reads {
-            return Ok(self.write_guest(core, address, &result)?);
+        let mut written = vec![0..size];
+        if how.masked && !how.reads {
+            self.run_on_slot(core, instruction, address, &vec![0xff; size], rights)?;
+            self.pc = GuestAddress(instruction.ip());
+            let again = self.read_slot(start, size)?;
+            written = runs(size, |index| result[index] == again[index]);
         }
-        let next = self.pc;
-        self.pc = GuestAddress(instruction.ip());
-        self.run_on_slot(core, instruction, address, &vec![0xff; size], rights)?;
-        self.pc = next;
-        let again = self.read_slot(start, size)?;
-        for part in runs(size, |index| result[index] == again[index]) {
+        for part in written {
             let at = address.wrapping_add(part.start as u64);
             self.write_guest(core, at, &result[part])?;
         }
+        self.pc = next;
         Ok(())
     }
 
@@ -282,14 +284,21 @@ struct OperandAccess {
 
 impl OperandAccess {
     fn of(instruction: &Instruction) -> Self {
+        use Mnemonic as M;
         use OpAccess as A;
         let mut information = InstructionInfoFactory::new();
         let used = information.info(instruction).used_memory();
         let any = |kinds: &[A]| used.iter().any(|used| kinds.contains(&used.access()));
         let reads = any(&[A::Read, A::CondRead, A::ReadWrite, A::ReadCondWrite]);
         let writes = any(&[A::Write, A::CondWrite, A::ReadWrite, A::ReadCondWrite]);
+        let masked = instruction.has_op_mask()
+            || any(&[A::CondRead, A::CondWrite])
+            || matches!(
+                instruction.mnemonic(),
+                M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq
+            );
         // A comparison that fails writes back what it has read.
-        Self { reads, writes, masked: any(&[A::CondRead, A::CondWrite]) }
+        Self { reads, writes, masked }
     }
 
     fn is_allowed(&self, rights: Permissions) -> bool {

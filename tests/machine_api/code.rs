@@ -216,7 +216,7 @@ fn a_copied_program_and_a_shared_function() {
     // add eax, imm8 (sign-extended), with a prefix; ret
     guest.machine.write(GuestAddress(source), &[0x83, 0xc0, 0x00, 0x90, 0xc3]).unwrap();
     guest.run();
-    let expected = (1..=256_u32).map(|value| u64::from(value as u8 as i8 as i32 as u32)).sum();
+    let expected: u64 = (1..=256_u32).map(|value| u64::from(value as u8 as i8 as i32 as u32)).sum();
     assert_eq!(guest.vcpu.gpr(RDX), expected);
 }
 
@@ -246,7 +246,7 @@ fn snapshots_of_code() {
     assert_eq!(value(&mut guest), 99);
     guest.machine.restore(&second).unwrap();
     assert_eq!(value(&mut guest), 2);
-    guest.machine.remap(range(CODE, 2), GuestAddress(DATA + 0x10_0000)).unwrap();
+    guest.machine.remap(range(CODE, 2), GuestAddress(0x7000_0000)).unwrap();
     guest.machine.map(range(CODE, 1), Permissions::ReadExecute).unwrap();
     guest.machine.write(GuestAddress(CODE), &assemble(CODE, |a| {
         a.mov(eax, 77).unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use iced_x86::code_asm::{CodeAssembler, dword_ptr, eax, ecx, r8, rax, rbx, rcx, rdi, rip};
+use iced_x86::code_asm::{CodeAssembler, dword_ptr, eax, ecx, r8, rax, rbx, rcx, rdi};
 use tregion::exec::{Exit, Machine, MachineError, Vcpu};
 use tregion::guest::{GuestAddress, Permissions, RangeError};
 use tregion::memory::{Backing, MapError};
@@ -173,7 +173,7 @@ fn a_request_ends_endless_loops() {
         a.jmp(one).unwrap();
     }), 50);
     kicked(guest(|a| {
-        a.lea(rax, iced_x86::code_asm::ptr(rip)).unwrap();
+        a.mov(rax, CODE).unwrap();
         a.jmp(rax).unwrap();
     }), 50);
     kicked(guest(|a| {

@@ -216,7 +216,7 @@ fn usage() -> (usize, usize) {
 fn one_of_everything(round: u64) {
     let mut guest = faulting_guest();
     let machine: &Machine = &guest.machine;
-    machine.map_mmio(range(DATA + 0x10_0000, 1), |access| {
+    machine.map_mmio(range(0x7000_0000, 1), |access| {
         if let Mmio::Read { value, .. } = access {
             value.fill(1);
         }
