@@ -25,7 +25,7 @@ impl Checker<'_> {
             match kind {
                 _ if no_access => {}
                 OpKind::Memory if is_in_block(instruction) => self.block_access(instruction),
-                OpKind::Memory if self.is_poll(instruction) => {}
+                OpKind::Memory if self.is_poll(instruction) => self.state.polled = true,
                 OpKind::Memory => self.window_operand(instruction),
                 OpKind::MemorySegRSI => self.window_register(instruction, 6),
                 OpKind::MemorySegRDI => self.window_register(instruction, RDI),
@@ -96,6 +96,9 @@ impl Checker<'_> {
             self.address(instruction)
         };
         self.covered(instruction, &address);
+        if surely_accesses(instruction) {
+            self.state.note(address);
+        }
     }
 
     fn window_register(&mut self, instruction: &Instruction, register: usize) {
@@ -112,7 +115,7 @@ impl Checker<'_> {
         if address.as_constant().is_some_and(|constant| constant < end) {
             return;
         }
-        match self.state.distance_from_probed(address) {
+        match self.state.distance(address) {
             None => self.complain(instruction, "not probed"),
             Some(distance) if distance > crate::checker::MOST_DISTANCE => {
                 self.complain(instruction, format!("{distance:#x} bytes from what was probed"));
@@ -210,7 +213,8 @@ impl Checker<'_> {
             && *shift == self.shape.shift
         {
             self.figures.probes += 1;
-            self.state.probed.push(address.clone());
+            let address = address.clone();
+            self.state.note(address);
         }
         let scratch = instruction.op0_register().full_register().number();
         self.state.registers[scratch] = self.symbols.unknown();
@@ -314,6 +318,23 @@ impl Checker<'_> {
 fn is_in_block(instruction: &Instruction) -> bool {
     instruction.memory_base() == Register::RSP
         && !matches!(instruction.memory_segment(), Register::FS | Register::GS)
+}
+
+/// Whether an instruction that does not fault has accessed all of its operand. Under a mask it may not
+/// have, and an x87 store whose exception is not masked stores nothing and faults later (Intel SDM
+/// volume 1, section 8.5.1.1).
+fn surely_accesses(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let under_mask = instruction.has_op_mask()
+        || matches!(
+            instruction.mnemonic(),
+            M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq
+        );
+    let x87_store = matches!(
+        instruction.mnemonic(),
+        M::Fst | M::Fstp | M::Fist | M::Fistp | M::Fisttp | M::Fbstp
+    );
+    !under_mask && !x87_store && instruction.mnemonic() != M::Xlatb
 }
 
 /// Whether an operand kind is memory.

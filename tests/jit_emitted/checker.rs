@@ -12,11 +12,12 @@ use iced_x86::{
 use tregion::translate::{Class, Leave, ProbeShape, Stub, TranslatedBlock, class};
 
 use crate::fields;
-use crate::symbolic::{Form, Origin, State, Symbols};
+use crate::symbolic::{Form, GUEST_REGISTERS, Origin, State, Symbols};
 
-/// Bytes between an access and the nearest probed address, at most. The guards around the window are
-/// eight times as wide.
+/// Bytes between an access and the window, at most. The guards around it are eight times as wide.
 pub(crate) const MOST_DISTANCE: u64 = 4 << 30;
+/// The same for a register at the start of a loop.
+const MOST_OF_LOOP: u64 = MOST_DISTANCE / 2;
 
 /// What is wrong with an instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +35,9 @@ pub(crate) struct Figures {
     pub(crate) probes: u64,
     pub(crate) strings: u64,
     pub(crate) exits: u64,
+    pub(crate) loops: u64,
+    /// Registers that need no probe in them.
+    pub(crate) bases_of_loops: u64,
 }
 
 impl Figures {
@@ -44,6 +48,8 @@ impl Figures {
         self.probes += other.probes;
         self.strings += other.strings;
         self.exits += other.exits;
+        self.loops += other.loops;
+        self.bases_of_loops += other.bases_of_loops;
     }
 }
 
@@ -61,6 +67,9 @@ pub(crate) struct Checker<'a> {
     pub(crate) information: InstructionInfoFactory,
     /// States that jumps bring to offsets further on.
     arriving: BTreeMap<u32, State>,
+    /// Offset of the first instruction of the loop in hand, and the states that come back to it.
+    head: Option<u64>,
+    returning: Vec<State>,
     pub(crate) figures: Figures,
     pub(crate) complaints: Vec<Complaint>,
 }
@@ -79,6 +88,8 @@ pub(crate) fn check(block: &TranslatedBlock, window_bits: u32) -> (Vec<Complaint
         state,
         information: InstructionInfoFactory::new(),
         arriving: BTreeMap::new(),
+        head: None,
+        returning: Vec::new(),
         figures: Figures::default(),
         complaints: Vec::new(),
     };
@@ -95,21 +106,13 @@ impl Checker<'_> {
     fn run(&mut self) {
         self.check_exits();
         let mut alive = true;
-        for index in 0..self.code.len() {
-            let instruction = self.code[index];
-            let offset = instruction.ip() as u32;
-            if let Some(arriving) = self.arriving.remove(&offset) {
-                self.state = match alive {
-                    true => self.state.join(&arriving, &mut self.symbols),
-                    false => arriving,
-                };
-                alive = true;
-            }
-            if !alive {
-                self.complain(&instruction, "nothing leads here");
-                self.state = State::new(&mut self.symbols);
-            }
-            alive = self.instruction(index, &instruction);
+        let mut index = 0;
+        while index < self.code.len() {
+            alive = self.arrive(index, alive);
+            (index, alive) = match self.end_of_loop(index) {
+                Some(end) => (end + 1, self.follow_loop(index, end)),
+                None => (index + 1, self.instruction(index)),
+            };
         }
         if alive {
             self.complaints.push(Complaint {
@@ -119,13 +122,83 @@ impl Checker<'_> {
         }
     }
 
+    /// Joins what jumps bring to an instruction; whether anything leads there.
+    fn arrive(&mut self, index: usize, alive: bool) -> bool {
+        let instruction = self.code[index];
+        match (self.arriving.remove(&(instruction.ip() as u32)), alive) {
+            (Some(arriving), true) => self.state = self.state.join(&arriving, &mut self.symbols),
+            (Some(arriving), false) => self.state = arriving,
+            (None, true) => {}
+            (None, false) => {
+                self.complain(&instruction, "nothing leads here");
+                self.state = State::new(&mut self.symbols);
+            }
+        }
+        true
+    }
+
+    /// The last jump back to an instruction, if there is one.
+    fn end_of_loop(&self, index: usize) -> Option<usize> {
+        let start = self.code[index].ip();
+        let jumps = |it: &Instruction| {
+            let direct = it.is_jcc_short_or_near() || it.is_jmp_short_or_near();
+            direct && it.near_branch_target() == start
+        };
+        (index..self.code.len()).rev().find(|&at| jumps(&self.code[at]))
+    }
+
+    /// Follows a loop with as much known at its start as every pass leaves true, which is found by
+    /// trying.
+    fn follow_loop(&mut self, start: usize, end: usize) -> bool {
+        self.figures.loops += 1;
+        let entry = self.state.clone();
+        let arriving = self.arriving.clone();
+        let (figures, complaints) = (self.figures, self.complaints.len());
+        let mut near: Vec<usize> = (0..GUEST_REGISTERS).collect();
+        self.keep(&mut near, entry.clone());
+        loop {
+            (self.figures, self.arriving) = (figures, arriving.clone());
+            self.complaints.truncate(complaints);
+            self.state = entry.unknown(&near, MOST_OF_LOOP, &mut self.symbols);
+            (self.head, self.returning) = (Some(self.code[start].ip()), Vec::new());
+            let mut alive = true;
+            for index in start..=end {
+                if index > start {
+                    alive = self.arrive(index, alive);
+                }
+                alive = self.instruction(index);
+            }
+            let before = near.len();
+            for state in std::mem::take(&mut self.returning) {
+                if !state.polled {
+                    self.complain(&self.code[end].clone(), "a loop without a poll");
+                }
+                self.keep(&mut near, state);
+            }
+            self.head = None;
+            if near.len() == before {
+                self.figures.bases_of_loops += near.len() as u64;
+                return alive;
+            }
+        }
+    }
+
+    /// Keeps the registers that are near the window in `state`.
+    fn keep(&mut self, near: &mut Vec<usize>, mut state: State) {
+        near.retain(|number| {
+            let form = state.guest(*number, &mut self.symbols);
+            state.distance(&form).is_some_and(|distance| distance <= MOST_OF_LOOP)
+        });
+    }
+
     pub(crate) fn complain(&mut self, instruction: &Instruction, what: impl Into<String>) {
         let what = format!("{instruction}: {}", what.into());
         self.complaints.push(Complaint { offset: instruction.ip() as u32, what });
     }
 
     /// Checks one instruction and follows it; whether execution goes on behind it.
-    fn instruction(&mut self, index: usize, instruction: &Instruction) -> bool {
+    fn instruction(&mut self, index: usize) -> bool {
+        let instruction = &self.code[index].clone();
         self.figures.instructions += 1;
         if let Some(what) = forbidden(instruction) {
             self.complain(instruction, what);
@@ -193,6 +266,9 @@ impl Checker<'_> {
 
     fn jump(&mut self, instruction: &Instruction) {
         let target = instruction.near_branch_target();
+        if self.head == Some(target) {
+            return self.returning.push(self.state.clone());
+        }
         let boundary = self.code.binary_search_by_key(&target, Instruction::ip).is_ok();
         if !boundary || target < instruction.next_ip() {
             return self.complain(instruction, "a jump to no instruction further on in the block");
@@ -219,7 +295,7 @@ impl Checker<'_> {
                 (jump.code() == Code::Jmp_rel32_64 || jump.is_jcc_near())
                     && jump.near_branch_target() == u64::from(exit.offset) - 5
             });
-            if !fits || !patch.is_multiple_of(4) {
+            if !fits || patch % 16 > 12 {
                 wrong.push((exit.offset, "a patch that is no jump to its exit"));
             }
         }

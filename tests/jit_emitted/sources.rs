@@ -79,10 +79,15 @@ impl Sources {
     fn dense(&mut self) -> Source {
         let bases = [self.below(16) as u8, self.below(16) as u8];
         let mut code = Vec::new();
-        for _ in 0..40 {
+        let length = [40, 40, 3, 6][self.below(4) as usize];
+        for _ in 0..length {
             let instruction = self.instruction(bases);
             code.extend(instruction);
         }
+        // Short ones become loops.
+        let back = -(code.len() as i32) - 6;
+        code.extend([0x0f, 0x80 | self.below(16) as u8]);
+        code.extend(back.to_le_bytes());
         Source { pc: self.address(), code }
     }
 

@@ -120,20 +120,28 @@ impl Symbols {
     }
 }
 
+/// Where the guest's R14 and R15 are.
+const IN_BLOCK: [i32; 2] = [14 * 8, 15 * 8];
+
+/// Registers that [`State::guest`] knows.
+pub(crate) const GUEST_REGISTERS: usize = 18;
+
 /// See the file's head.
 #[derive(Clone)]
 pub(crate) struct State {
     pub(crate) registers: [Form; 16],
     /// Words of the block by offset, as far as they are known.
     pub(crate) slots: BTreeMap<i32, Form>,
-    /// Addresses of which a probe has told that they lie in the window.
-    pub(crate) probed: Vec<Form>,
+    /// Addresses that lie in the window, or at most so many bytes from it.
+    pub(crate) near: Vec<(Form, u64)>,
+    /// A poll came since the last jump backwards could have come here.
+    pub(crate) polled: bool,
 }
 
 impl State {
     pub(crate) fn new(symbols: &mut Symbols) -> Self {
         let registers = std::array::from_fn(|_| symbols.unknown());
-        Self { registers, slots: BTreeMap::new(), probed: Vec::new() }
+        Self { registers, slots: BTreeMap::new(), near: Vec::new(), polled: false }
     }
 
     pub(crate) fn slot(&mut self, offset: i32, symbols: &mut Symbols) -> Form {
@@ -141,10 +149,46 @@ impl State {
         self.slots.entry(offset).or_insert_with(initial).clone()
     }
 
-    /// How far an address is from the nearest one probed.
-    pub(crate) fn distance_from_probed(&self, address: &Form) -> Option<u64> {
-        let distances = self.probed.iter().filter_map(|probed| address.distance(probed));
-        distances.map(i64::unsigned_abs).min()
+    /// How far an address may be from the window, as far as that is known.
+    pub(crate) fn distance(&self, address: &Form) -> Option<u64> {
+        let distances = self.near.iter().filter_map(|(other, most)| {
+            Some(address.distance(other)?.unsigned_abs().saturating_add(*most))
+        });
+        distances.min()
+    }
+
+    /// An address in the window.
+    pub(crate) fn note(&mut self, address: Form) {
+        self.near.push((address, 0));
+    }
+
+    /// Guest registers, wherever they are: 0 to 15 for the host's, then those in the block.
+    pub(crate) fn guest(&mut self, number: usize, symbols: &mut Symbols) -> Form {
+        match number.checked_sub(16) {
+            Some(index) => self.slot(IN_BLOCK[index], symbols),
+            None => self.registers[number].clone(),
+        }
+    }
+
+    /// A state of which nothing is known but that some guest registers are near the window.
+    pub(crate) fn unknown(&self, near: &[usize], most: u64, symbols: &mut Symbols) -> Self {
+        let mut state = Self::new(symbols);
+        // What code writes to may be anything; the rest is as it was.
+        for offset in self.slots.keys() {
+            if !crate::fields::allowed(i64::from(*offset), 8, true) {
+                state.slots.insert(*offset, symbols.of(Origin::Slot(*offset)));
+            } else {
+                state.slots.insert(*offset, symbols.unknown());
+            }
+        }
+        for offset in IN_BLOCK {
+            state.slots.insert(offset, symbols.unknown());
+        }
+        for number in near {
+            let form = state.guest(*number, symbols);
+            state.near.push((form, most));
+        }
+        state
     }
 
     /// What holds in both of two states.
@@ -163,7 +207,8 @@ impl State {
             let joined = if ours == theirs { ours.clone() } else { symbols.unknown() };
             both.slots.insert(*offset, joined);
         }
-        both.probed.retain(|address| other.probed.contains(address));
+        both.near.retain(|address| other.near.contains(address));
+        both.polled &= other.polled;
         both
     }
 }

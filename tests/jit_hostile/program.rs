@@ -71,9 +71,16 @@ const PREFIXES: [u8; 11] = [0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x64, 0x65, 0x2e, 0x3e
 pub(crate) fn write(dice: &mut Dice, length: usize) -> Vec<u8> {
     let mut code = Vec::new();
     let bases = [dice.below(16) as u8, dice.below(16) as u8, dice.below(16) as u8];
-    for _ in 0..length {
-        let instruction = instruction(dice, bases);
-        code.extend(instruction);
+    while code.len() < length * 5 {
+        match dice.below(6) {
+            0 => code.extend(chain(dice)),
+            _ => code.extend(instruction(dice, bases)),
+        }
+    }
+    if dice.one_in(3) {
+        // A loop of its own, if nothing above ends the block: by DEC RCX and JNZ.
+        code.extend([0x48, 0xff, 0xc9, 0x0f, 0x85]);
+        code.extend((-(code.len() as i32) - 4).to_le_bytes());
     }
     if dice.one_in(4) {
         // Back to somewhere, the middle of an instruction included.
@@ -83,6 +90,35 @@ pub(crate) fn write(dice: &mut Dice, length: usize) -> Vec<u8> {
     }
     code.push(0xf4);
     code
+}
+
+/// An access by a register that instructions change without naming it, such a change, and the access
+/// once more.
+fn chain(dice: &mut Dice) -> Vec<u8> {
+    const CHANGES: [&[u8]; 14] = [
+        &[0x48, 0x0f, 0xb1, 0xc0],       // cmpxchg rax,rax
+        &[0x48, 0x0f, 0xb1, 0x0b],       // cmpxchg [rbx],rcx
+        &[0x48, 0x0f, 0xb1, 0x0e],       // cmpxchg [rsi],rcx
+        &[0x48, 0x0f, 0xc7, 0x0f],       // cmpxchg16b [rdi]
+        &[0x48, 0xf7, 0xe2],             // mul rdx
+        &[0x48, 0xf7, 0xe3],             // mul rbx
+        &[0x48, 0xf7, 0xe8],             // imul rax
+        &[0x48, 0x99],                   // cqo
+        &[0x48, 0xad],                   // lodsq
+        &[0x48, 0xa5],                   // movsq
+        &[0x58],                         // pop rax
+        &[0x48, 0x87, 0x03],             // xchg [rbx],rax
+        &[0x48, 0x81, 0xc0, 0xff, 0xff, 0xff, 0x3f], // add rax,3FFFFFFF
+        &[0xc9],                         // leave
+    ];
+    let register = dice.of(&[0, 0, 0, 2, 6, 7]);
+    let access = [0x48, 0x8b, 0x48 | register, 0x08];
+    let mut bytes = access.to_vec();
+    for _ in 0..dice.of(&[1, 1, 2, 3]) {
+        bytes.extend(dice.of(&CHANGES));
+    }
+    bytes.extend(access);
+    bytes
 }
 
 fn instruction(dice: &mut Dice, bases: [u8; 3]) -> Vec<u8> {
