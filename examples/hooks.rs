@@ -39,7 +39,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     vcpu.set_gpr(0, data.0);
     vcpu.set_rip(code);
     assert_eq!(vcpu.run(None), Exit::Halt);
-    assert_eq!(*counts.lock().expect("no hook panics"), (11, 4), "hlt is an instruction; it starts the last block");
+    assert_eq!(
+        *counts.lock().expect("no hook panics"),
+        (11, 4),
+        "hlt is an instruction; it starts the last block"
+    );
     assert_eq!(*written.lock().expect("no hook panics"), [24, 16, 8]);
 
     // Without the hook the page is as fast as any other.

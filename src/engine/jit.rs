@@ -120,16 +120,23 @@ impl Jit {
     }
 
     /// Takes the room into use that has just these mappings; if none has, a new one, or the one that
-    /// was not used for the longest time.
+    /// was not used for the longest time. What the small windows do not reach goes to the large one.
     fn take_room(&mut self, wanted: &[Present]) {
         self.clock += 1;
+        let small = wanted.iter().all(|present| {
+            let last = present.mapping.range.last().0;
+            last >> WINDOW_BITS[1] == 0 || last >> WINDOW_BITS[0] != 0
+        });
         let ready = self.rooms.iter().position(|room| room.present == wanted);
-        let empty = || self.rooms.iter().position(|room| room.present.is_empty());
-        let found = ready.or_else(empty);
-        self.current = found.unwrap_or_else(|| self.another_room());
+        self.current = match ready {
+            Some(ready) => ready,
+            None if small => self.another_room(),
+            None => 0,
+        };
         self.room_mut().used = self.clock;
     }
 
+    /// A room with a small window, if there can be one.
     fn another_room(&mut self) -> usize {
         if self.rooms.len() < MOST_ROOMS {
             match Room::new(WINDOW_BITS[1]) {
@@ -140,7 +147,7 @@ impl Jit {
                 Err(error) => tracing::warn!("no further machine: {error}"),
             }
         }
-        let rooms = self.rooms.iter().enumerate();
+        let rooms = self.rooms.iter().enumerate().skip(1);
         rooms.min_by_key(|(_, room)| room.used).map_or(0, |(index, _)| index)
     }
 

@@ -155,7 +155,8 @@ impl Core {
         let (mut first, mut last) = (own, own);
         if !mapping.permissions.write() {
             let free = |page: u64| self.cache.region_of(GuestAddress(page * PAGE_SIZE)).is_none();
-            let lowest = (mapping.range.start().0 / PAGE_SIZE).max(own.saturating_sub(MOST_PAGES / 2));
+            let lowest =
+                (mapping.range.start().0 / PAGE_SIZE).max(own.saturating_sub(MOST_PAGES / 2));
             let highest = (mapping.range.last().0 / PAGE_SIZE).min(own + MOST_PAGES / 2);
             while first > lowest && free(first - 1) {
                 first -= 1;

@@ -115,7 +115,8 @@ pub(super) struct Hooks {
 
 impl fmt::Debug for Hooks {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let spans = |hooks: &[Hook<CodeCall>]| hooks.iter().map(|hook| hook.span).collect::<Vec<_>>();
+        let spans =
+            |hooks: &[Hook<CodeCall>]| hooks.iter().map(|hook| hook.span).collect::<Vec<_>>();
         formatter
             .debug_struct("Hooks")
             .field("breakpoints", &self.breakpoints)
@@ -260,15 +261,12 @@ impl Hooks {
 
     /// The closures to be called at `pc`.
     fn due(&self, pc: GuestAddress, place: Place) -> Vec<Arc<Mutex<CodeCall>>> {
-        let continues = |span: Span| {
-            place.at == pc && place.from.is_some_and(|from| span.contains(from))
-        };
-        let blocks = self.blocks.iter().filter(|hook| {
-            hook.span.contains(pc) && !continues(hook.span)
-        });
-        let code = self.code.iter().filter(|hook| {
-            hook.span.contains(pc) && place.announced != Some(pc)
-        });
+        let continues =
+            |span: Span| place.at == pc && place.from.is_some_and(|from| span.contains(from));
+        let blocks =
+            self.blocks.iter().filter(|hook| hook.span.contains(pc) && !continues(hook.span));
+        let code =
+            self.code.iter().filter(|hook| hook.span.contains(pc) && place.announced != Some(pc));
         blocks.chain(code).map(|hook| Arc::clone(&hook.call)).collect()
     }
 }

@@ -61,7 +61,8 @@ impl Vcpu {
             }
             Leave::Indirect { branch } => {
                 let entry = translated.side_entry(exit.offset - 1);
-                let own = entry.is_some_and(|entry| branch == pc.wrapping_add(u64::from(entry.guest)));
+                let own =
+                    entry.is_some_and(|entry| branch == pc.wrapping_add(u64::from(entry.guest)));
                 // A block that just goes on elsewhere has nothing left to do.
                 let left = if own { translated.instructions - done } else { 0 };
                 self.resolve(core, branch, own.then_some((pc, done)), (left, counted))
@@ -71,7 +72,13 @@ impl Vcpu {
 
     /// Leaves a block before its instruction at `at`, which `within` tells: the block's address and
     /// how many of its instructions are done. `left` of those that it took off the budget are not.
-    fn leave_within(&mut self, at: GuestAddress, within: (GuestAddress, u16), left: u16, counted: bool) {
+    fn leave_within(
+        &mut self,
+        at: GuestAddress,
+        within: (GuestAddress, u16),
+        left: u16,
+        counted: bool,
+    ) {
         self.pc = at;
         self.within = Some(within);
         if counted {

@@ -208,7 +208,9 @@ impl Vcpu {
             if allowed {
                 self.read_guest(core, address, &mut operand)?;
             } else {
-                for (part, _) in parts.iter().filter(|(part, rights)| !part.is_empty() && rights.read()) {
+                for (part, _) in
+                    parts.iter().filter(|(part, rights)| !part.is_empty() && rights.read())
+                {
                     let at = address.wrapping_add(part.start as u64);
                     self.read_guest(core, at, &mut operand[part.clone()])?;
                 }
@@ -223,7 +225,7 @@ impl Vcpu {
         // Hooks of the write are told of this instruction.
         let next = std::mem::replace(&mut self.pc, GuestAddress(instruction.ip()));
         let result = self.read_slot(start, size)?;
-        let mut written = vec![0..size];
+        let mut written = runs(size, |_| true);
         if how.masked && !how.reads {
             self.run_on_slot(core, instruction, address, &vec![0xff; size], rights)?;
             self.pc = GuestAddress(instruction.ip());
@@ -252,7 +254,9 @@ impl Vcpu {
             Single::Done => Ok(false),
             Single::None => Err(lost("an instruction without a translation").into()),
             Single::Fault(fault) if fault.vector == vector::PF => Ok(true),
-            Single::Fault(fault) => Err(self.bounce_fault(core, instruction, address, fault).into()),
+            Single::Fault(fault) => {
+                Err(self.bounce_fault(core, instruction, address, fault).into())
+            }
         }
     }
 
@@ -269,7 +273,9 @@ impl Vcpu {
         match self.run_single(core, instruction, Some(start as u32)) {
             Single::Done => Ok(()),
             Single::None => Err(lost("an instruction without a translation").into()),
-            Single::Fault(fault) => Err(self.bounce_fault(core, instruction, address, fault).into()),
+            Single::Fault(fault) => {
+                Err(self.bounce_fault(core, instruction, address, fault).into())
+            }
         }
     }
 }

@@ -19,7 +19,9 @@ use super::shared::Shared;
 use super::vcpu_memory::VcpuMemory;
 use crate::code::Key;
 use crate::code::sync::Arc;
-use crate::guest::{Flag, GuestAddress, PKRU_DEFAULT, RFLAGS_ALWAYS_ONE, RFLAGS_USER, Selectors, State, Xstate};
+use crate::guest::{
+    Flag, GuestAddress, PKRU_DEFAULT, RFLAGS_ALWAYS_ONE, RFLAGS_USER, Selectors, State, Xstate,
+};
 use crate::translate::{Purpose, Stub};
 
 /// Budgets below this are stepped: they may end inside of any block.

@@ -107,15 +107,13 @@ impl AddressSpace {
     /// [`Self::write_fault`].
     pub(super) fn tighten(&self, range: GuestRange) -> Result<(), MapError> {
         let Some(place) = self.visible(range) else { return Ok(()) };
-        self.allow(place, Protection::Read)
-            .map_err(|error| MapError::refused(range, error))
+        self.allow(place, Protection::Read).map_err(|error| MapError::refused(range, error))
     }
 
     /// Makes `range`, all of which may be written and is neither watched nor clean, writable.
     pub(super) fn open(&self, range: GuestRange) -> Result<(), MapError> {
         let Some(place) = self.visible(range) else { return Ok(()) };
-        self.allow(place, Protection::ReadWrite)
-            .map_err(|error| MapError::refused(range, error))
+        self.allow(place, Protection::ReadWrite).map_err(|error| MapError::refused(range, error))
     }
 
     /// Makes what can be writable in `mapping` so, as far as the host allows: what it refuses stays

@@ -25,7 +25,9 @@ impl AddressSpace {
         let whole = new.first().zip(new.last());
         let taken_back = self.show_traps(&new);
         match whole {
-            Some((first, last)) => Err(or_lost(taken_back, span(first.start(), last.last()), error)),
+            Some((first, last)) => {
+                Err(or_lost(taken_back, span(first.start(), last.last()), error))
+            }
             None => Err(error),
         }
     }
@@ -52,7 +54,11 @@ impl AddressSpace {
             self.window.protect((start, trapped.size()), Protection::None)?;
             next = start + trapped.size();
         }
-        if next < at + size { self.window.protect((next, at + size - next), protection) } else { Ok(()) }
+        if next < at + size {
+            self.window.protect((next, at + size - next), protection)
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether a page of `range` is trapped.

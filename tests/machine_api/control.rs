@@ -7,11 +7,12 @@ use tregion::exec::{Exit, Machine, MachineError, Vcpu};
 use tregion::guest::{GuestAddress, Permissions, RangeError};
 use tregion::memory::{Backing, MapError};
 
-use crate::guest::{CODE, DATA, Guest, RAX, RBX, RCX, RDI, RSI, assemble, guest, range};
+use crate::guest::{CODE, DATA, Guest, RAX, RBX, RCX, RDI, RSI, RSP, assemble, guest, range};
 
 /// Calls, returns, counted loops, strings and switches over two pages; some 60,000 instructions.
 fn busy(a: &mut CodeAssembler) {
-    let (mut outer, mut function, mut inner) = (a.create_label(), a.create_label(), a.create_label());
+    let (mut outer, mut function, mut inner) =
+        (a.create_label(), a.create_label(), a.create_label());
     a.mov(rbx, 300u64).unwrap();
     a.set_label(&mut outer).unwrap();
     a.call(function).unwrap();
@@ -159,37 +160,54 @@ fn kicked(mut guest: Guest, times: u32) -> Guest {
 #[test]
 fn a_request_ends_endless_loops() {
     kicked(guest(|a| a.jmp(CODE).unwrap()), 300);
-    let counter = kicked(guest(|a| {
-        a.inc(rax).unwrap();
-        a.jmp(CODE).unwrap();
-    }), 50);
+    let counter = kicked(
+        guest(|a| {
+            a.inc(rax).unwrap();
+            a.jmp(CODE).unwrap();
+        }),
+        50,
+    );
     assert!(counter.vcpu.gpr(RAX) > 0);
-    kicked(guest(|a| {
-        let (mut one, mut two) = (a.create_label(), a.create_label());
-        a.set_label(&mut one).unwrap();
-        a.jmp(two).unwrap();
-        a.nops_with_size(100).unwrap();
-        a.set_label(&mut two).unwrap();
-        a.jmp(one).unwrap();
-    }), 50);
-    kicked(guest(|a| {
-        a.mov(rax, CODE).unwrap();
-        a.jmp(rax).unwrap();
-    }), 50);
-    kicked(guest(|a| {
-        a.call(CODE + 8).unwrap();
-        a.nops_with_size(3).unwrap();
-        a.add(iced_x86::code_asm::rsp, 8).unwrap();
-        a.jmp(CODE).unwrap();
-    }), 50);
+    kicked(
+        guest(|a| {
+            let (mut one, mut two) = (a.create_label(), a.create_label());
+            a.set_label(&mut one).unwrap();
+            a.jmp(two).unwrap();
+            a.nops_with_size(100).unwrap();
+            a.set_label(&mut two).unwrap();
+            a.jmp(one).unwrap();
+        }),
+        50,
+    );
+    kicked(
+        guest(|a| {
+            a.mov(rax, CODE).unwrap();
+            a.jmp(rax).unwrap();
+        }),
+        50,
+    );
+    kicked(
+        guest(|a| {
+            a.call(CODE + 8).unwrap();
+            a.nops_with_size(3).unwrap();
+            a.add(iced_x86::code_asm::rsp, 8).unwrap();
+            a.jmp(CODE).unwrap();
+        }),
+        50,
+    );
 }
 
 #[test]
 fn a_request_ends_a_loop_across_pages_and_one_that_is_single_stepped() {
     let mut far = guest(|a| a.jmp(CODE + 0x1000).unwrap());
-    far.machine.write(GuestAddress(CODE + 0x1000), &assemble(CODE + 0x1000, |a| {
-        a.jmp(CODE).unwrap();
-    })).unwrap();
+    far.machine
+        .write(
+            GuestAddress(CODE + 0x1000),
+            &assemble(CODE + 0x1000, |a| {
+                a.jmp(CODE).unwrap();
+            }),
+        )
+        .unwrap();
     far = kicked(far, 50);
     far.machine.hook_code(.., |_| {}).unwrap();
     kicked(far, 10);
@@ -320,12 +338,14 @@ fn machines_run_side_by_side_and_a_machines_vcpus_wait_for_each_other() {
         }
         for number in 0..2 {
             let mut vcpu = shared.machine.vcpu().unwrap();
-            let start = shared.vcpu.state();
-            let expected = &expected;
+            let (mut start, mut expected) = (shared.vcpu.state(), expected.clone());
+            // To each its own stack.
+            start.gpr[RSP] -= 0x400 * number;
+            expected.gpr[RSP] -= 0x400 * number;
             scope.spawn(move || {
                 vcpu.set_state(&start);
                 while vcpu.run(Some(5000 + number)) == Exit::Budget {}
-                assert_eq!(vcpu.state(), *expected);
+                assert_eq!(vcpu.state(), expected);
             });
         }
     });
@@ -338,7 +358,9 @@ fn bad_use_is_refused_with_range_and_reason() {
     assert!(matches!(Machine::new(31), Err(MachineError::Memory(MapError::WindowBits(31)))));
     let code = range(CODE, 1);
     let error = machine.map(code, Permissions::Read).unwrap_err();
-    assert!(matches!(error, MapError::Overlap { range, with } if range == code && with.covers(code)));
+    assert!(
+        matches!(error, MapError::Overlap { range, with } if range == code && with.covers(code))
+    );
     let beyond = range(CODE + 0x1000, 2);
     for error in [
         machine.unmap(beyond).unwrap_err(),

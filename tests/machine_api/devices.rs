@@ -20,16 +20,19 @@ fn device(guest: &Guest, at: u64, pages: u64) -> Notes<Call> {
     let notes = Notes::new();
     let noted = notes.clone();
     let mut next = 0;
-    guest.machine.map_mmio(range(at, pages), move |access| match access {
-        Mmio::Read { offset, value, .. } => {
-            for byte in value.iter_mut() {
-                next += 1;
-                *byte = next;
+    guest
+        .machine
+        .map_mmio(range(at, pages), move |access| match access {
+            Mmio::Read { offset, value, .. } => {
+                for byte in value.iter_mut() {
+                    next += 1;
+                    *byte = next;
+                }
+                noted.note(('r', offset, value.to_vec()));
             }
-            noted.note(('r', offset, value.to_vec()));
-        }
-        Mmio::Write { offset, value, .. } => noted.note(('w', offset, value.to_vec())),
-    }).unwrap();
+            Mmio::Write { offset, value, .. } => noted.note(('w', offset, value.to_vec())),
+        })
+        .unwrap();
     notes
 }
 
@@ -199,12 +202,15 @@ fn a_device_lives_as_long_as_it_is_mapped_or_in_a_snapshot() {
     guest.vcpu.set_gpr(RDI, DEVICE);
     let notes = Notes::new();
     let on_drop = OnDrop(notes.clone());
-    guest.machine.map_mmio(range(DEVICE, 1), move |access| {
-        on_drop.0.note("called");
-        if let Mmio::Read { value, .. } = access {
-            value[0] = 9;
-        }
-    }).unwrap();
+    guest
+        .machine
+        .map_mmio(range(DEVICE, 1), move |access| {
+            on_drop.0.note("called");
+            if let Mmio::Read { value, .. } = access {
+                value[0] = 9;
+            }
+        })
+        .unwrap();
     let snapshot = guest.machine.snapshot().unwrap();
     guest.machine.unmap(range(DEVICE, 1)).unwrap();
     assert_eq!(notes.take(), [""; 0]);
@@ -226,9 +232,12 @@ fn a_panic_in_a_device_hurts_nobody_else() {
         a.hlt().unwrap();
     });
     let mut broken = true;
-    guest.machine.map_mmio(range(DEVICE, 1), move |_| {
-        assert!(!std::mem::replace(&mut broken, false), "as wanted");
-    }).unwrap();
+    guest
+        .machine
+        .map_mmio(range(DEVICE, 1), move |_| {
+            assert!(!std::mem::replace(&mut broken, false), "as wanted");
+        })
+        .unwrap();
     guest.vcpu.set_gpr(RDI, DEVICE);
     let run = std::panic::AssertUnwindSafe(|| guest.vcpu.run(None));
     assert!(std::panic::catch_unwind(run).is_err());

@@ -34,10 +34,7 @@ pub(crate) fn guest(write: impl FnOnce(&mut CodeAssembler)) -> Guest {
     with_permissions(Permissions::ReadWriteExecute, write)
 }
 
-pub(crate) fn with_permissions(
-    code: Permissions,
-    write: impl FnOnce(&mut CodeAssembler),
-) -> Guest {
+pub(crate) fn with_permissions(code: Permissions, write: impl FnOnce(&mut CodeAssembler)) -> Guest {
     let machine = Machine::new(40).unwrap();
     machine.map(range(CODE, 2), code).unwrap();
     machine.map(range(DATA, 4), Permissions::ReadWrite).unwrap();

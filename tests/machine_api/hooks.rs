@@ -193,10 +193,16 @@ fn calls_and_returns_enter_blocks_across_pages() {
         a.call(CODE + 0x1000).unwrap();
         a.hlt().unwrap();
     });
-    guest.machine.write(GuestAddress(CODE + 0x1000), &assemble(CODE + 0x1000, |a| {
-        a.inc(rcx).unwrap();
-        a.ret().unwrap();
-    })).unwrap();
+    guest
+        .machine
+        .write(
+            GuestAddress(CODE + 0x1000),
+            &assemble(CODE + 0x1000, |a| {
+                a.inc(rcx).unwrap();
+                a.ret().unwrap();
+            }),
+        )
+        .unwrap();
     // Once without a hook, so that jump caches are warm.
     guest.run();
     let caller = notes_of_blocks(&guest, CODE, CODE + 0x1000);
@@ -260,10 +266,13 @@ fn a_hook_may_run_another_machine() {
     let results = Notes::new();
     let noted = results.clone();
     let first = GuestAddress(CODE)..GuestAddress(CODE + 1);
-    guest.machine.hook_code(first, move |_| {
-        inner.run();
-        noted.note(inner.vcpu.gpr(RAX));
-    }).unwrap();
+    guest
+        .machine
+        .hook_code(first, move |_| {
+            inner.run();
+            noted.note(inner.vcpu.gpr(RAX));
+        })
+        .unwrap();
     guest.run();
     assert_eq!((results.take(), guest.vcpu.gpr(RAX)), (vec![5], 2));
 }

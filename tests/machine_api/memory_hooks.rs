@@ -215,14 +215,17 @@ fn a_hook_sees_memory_before_the_access_and_ends_the_run_behind_the_instruction(
     let notes = Notes::new();
     let noted = notes.clone();
     let all = GuestAddress(DATA)..GuestAddress(DATA + 8);
-    guest.machine.hook_memory(all, move |access| {
-        let mut now = [0; 8];
-        access.read(access.address(), &mut now).unwrap();
-        noted.note((access.rip().0 - CODE, now[0], access.gpr(RBX)));
-        if access.written().is_some() {
-            access.stop();
-        }
-    }).unwrap();
+    guest
+        .machine
+        .hook_memory(all, move |access| {
+            let mut now = [0; 8];
+            access.read(access.address(), &mut now).unwrap();
+            noted.note((access.rip().0 - CODE, now[0], access.gpr(RBX)));
+            if access.written().is_some() {
+                access.stop();
+            }
+        })
+        .unwrap();
     guest.vcpu.set_rip(GuestAddress(CODE));
     assert_eq!(guest.vcpu.run(None), Exit::Stopped);
     assert_eq!((guest.vcpu.rip().0 - CODE, guest.word(DATA)), (3, 9));

@@ -221,11 +221,13 @@ fn usage() -> (usize, usize) {
 fn one_of_everything(round: u64) {
     let mut guest = faulting_guest();
     let machine: &Machine = &guest.machine;
-    machine.map_mmio(range(0x7000_0000, 1), |access| {
-        if let Mmio::Read { value, .. } = access {
-            value.fill(1);
-        }
-    }).unwrap();
+    machine
+        .map_mmio(range(0x7000_0000, 1), |access| {
+            if let Mmio::Read { value, .. } = access {
+                value.fill(1);
+            }
+        })
+        .unwrap();
     machine.hook_memory(GuestAddress(DATA).., |_| {}).unwrap();
     machine.hook_blocks(.., |_| {}).unwrap();
     machine.map(range(1 << 40, 1), Permissions::Read).unwrap();
