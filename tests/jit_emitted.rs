@@ -1,6 +1,6 @@
 //! Code that the translator emits, judged by a checker that knows nothing of how it was made: no
 //! instruction of it reads or writes memory outside the guest's window and the vCPU's block, or
-//! leaves the code cache but by its doors. And the checker sees what is done to such code on purpose.
+//! leaves the code cache but by its doors. And the checker sees what is done to it on purpose.
 #![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
 #[path = "jit_emitted/accesses.rs"]
@@ -122,8 +122,7 @@ fn nor_do_single_instructions() {
     let (mut number, mut in_slot) = (0, 0);
     for index in 0..sources() / 4 {
         let source = sources_of.next(index);
-        let mut decoder =
-            Decoder::with_ip(64, &source.code, source.pc, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(64, &source.code, source.pc, DecoderOptions::NONE);
         let start = source.pc;
         for instruction in (&mut decoder).into_iter().take(64) {
             let kind = class(instruction.code());
@@ -155,34 +154,54 @@ type Spoiler = (&'static str, fn(&TranslatedBlock) -> Option<TranslatedBlock>);
 
 const SPOILERS: [Spoiler; 8] = [
     ("a probe is left out", |block| {
-        replace(block, |it| it.code() == Code::Mov_r32_rm32 && in_block(it) && indexed(it), |bytes| {
-            bytes.fill(0x90);
-        })
+        replace(
+            block,
+            |it| it.code() == Code::Mov_r32_rm32 && in_block(it) && indexed(it),
+            |bytes| {
+                bytes.fill(0x90);
+            },
+        )
     }),
     ("a probe tests other bits", |block| {
-        replace(block, |it| it.code() == Code::VEX_Rorx_r64_rm64_imm8, |bytes| {
-            *bytes.last_mut().unwrap() ^= 8;
-        })
+        replace(
+            block,
+            |it| it.code() == Code::VEX_Rorx_r64_rm64_imm8,
+            |bytes| {
+                *bytes.last_mut().unwrap() ^= 8;
+            },
+        )
     }),
     ("a probe looks at another register", |block| {
         replace(block, |it| it.code() == Code::VEX_Rorx_r64_rm64_imm8, |bytes| bytes[4] ^= 1)
     }),
     ("a segment is another", |block| {
-        replace(block, |it| it.has_segment_prefix() && it.memory_base().is_gpr64(), |bytes| {
-            let prefix = bytes.iter_mut().find(|byte| **byte == 0x65).unwrap();
-            *prefix = 0x64;
-        })
+        replace(
+            block,
+            |it| it.has_segment_prefix() && it.memory_base().is_gpr64(),
+            |bytes| {
+                let prefix = bytes.iter_mut().find(|byte| **byte == 0x65).unwrap();
+                *prefix = 0x64;
+            },
+        )
     }),
     ("a segment is none", |block| {
-        replace(block, |it| it.has_segment_prefix() && it.memory_base().is_gpr64(), |bytes| {
-            let prefix = bytes.iter_mut().find(|byte| **byte == 0x65).unwrap();
-            *prefix = 0x3e;
-        })
+        replace(
+            block,
+            |it| it.has_segment_prefix() && it.memory_base().is_gpr64(),
+            |bytes| {
+                let prefix = bytes.iter_mut().find(|byte| **byte == 0x65).unwrap();
+                *prefix = 0x3e;
+            },
+        )
     }),
     ("a slot lies outside the block", |block| {
-        replace(block, |it| in_block(it) && it.memory_displ_size() == 8 && it.len() >= 7, |bytes| {
-            *bytes.last_mut().unwrap() ^= 0x40;
-        })
+        replace(
+            block,
+            |it| in_block(it) && it.memory_displ_size() == 8 && it.len() >= 7,
+            |bytes| {
+                *bytes.last_mut().unwrap() ^= 0x40;
+            },
+        )
     }),
     ("an exit has no stub", |block| {
         let mut spoilt = block.clone();
@@ -190,11 +209,15 @@ const SPOILERS: [Spoiler; 8] = [
         Some(spoilt)
     }),
     ("the jump cache is missed", |block| {
-        replace(block, |it| it.code() == Code::Jmp_rm64, |bytes| {
-            // The index becomes R13.
-            let sib = bytes.iter().position(|byte| *byte == 0xf4).unwrap();
-            bytes[sib] = 0xec;
-        })
+        replace(
+            block,
+            |it| it.code() == Code::Jmp_rm64,
+            |bytes| {
+                // The index becomes R13.
+                let sib = bytes.iter().position(|byte| *byte == 0xf4).unwrap();
+                bytes[sib] = 0xec;
+            },
+        )
     }),
 ];
 
@@ -257,25 +280,23 @@ fn ignored_prefixes_do_not_hide_a_segment() {
     assert_eq!(check(&block, 46).0, []);
 }
 
-/// An x87 store whose exception is not masked does not access its operand and does not fault either,
+/// An x87 store whose exception is not masked does not access its operand and does not fault,
 /// so that its base may be anywhere after a few passes.
 #[test]
 fn a_store_that_may_not_take_place_shows_nothing() {
     // fldcw [rsi]; fst qword [rbx]; fnclex; add rsi,2; add rbx,3FFFFF00h; dec rcx; jnz
     let code = [
-        0xd9, 0x2e, 0xdd, 0x13, 0xdb, 0xe2, 0x48, 0x83, 0xc6, 0x02, 0x48, 0x81, 0xc3, 0x00, 0xff, 0xff,
-        0x3f, 0x48, 0xff, 0xc9, 0x75, 0xea, 0xf4,
+        0xd9, 0x2e, 0xdd, 0x13, 0xdb, 0xe2, 0x48, 0x83, 0xc6, 0x02, 0x48, 0x81, 0xc3, 0x00, 0xff,
+        0xff, 0x3f, 0x48, 0xff, 0xc9, 0x75, 0xea, 0xf4,
     ];
     assert_eq!(check(&translate(&code), 46).0, []);
 }
 
-/// What an opcode writes besides its operands is the same whatever the operands were the first time.
+/// What an opcode writes besides its operands is the same whatever they were the first time.
 #[test]
 fn what_is_written_besides_operands_is_forgotten() {
     // cmpxchg rax,rax; mov ecx,[rax]; cmpxchg [rbx],rdx; mov ecx,[rax]
-    let compare = [
-        0x48, 0x0f, 0xb1, 0xc0, 0x8b, 0x08, 0x48, 0x0f, 0xb1, 0x13, 0x8b, 0x08, 0xf4,
-    ];
+    let compare = [0x48, 0x0f, 0xb1, 0xc0, 0x8b, 0x08, 0x48, 0x0f, 0xb1, 0x13, 0x8b, 0x08, 0xf4];
     assert_eq!(check(&translate(&compare), 46).0, []);
     // mul rdx; mov ecx,[rdx]; mul rbx; mov ecx,[rdx]
     let multiply = [0x48, 0xf7, 0xe2, 0x8b, 0x0a, 0x48, 0xf7, 0xe3, 0x8b, 0x0a, 0xf4];

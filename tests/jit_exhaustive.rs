@@ -1,6 +1,6 @@
-//! Every 8-bit operation on every pair of operands, and every shift and rotation by every count: the
-//! translating engine gives the same results and the same flags as silicon, those that manuals call
-//! undefined included, wherever the operands are. Guests do the work in loops of their own.
+//! Every 8-bit operation on every pair of operands, and every shift and rotation by every count:
+//! the translating engine gives the same results and the same flags as silicon, those that manuals
+//! call undefined included, wherever the operands are. Guests do the work in loops of their own.
 #![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
 #[path = "jit_exhaustive/emit.rs"]
@@ -104,7 +104,10 @@ fn every_shift_by_every_count() {
                 pair.agree(&operations::shifts(by_cl[index], by_one[index], bytes), &all_counts);
                 for place in 0..8 {
                     let place = number + place;
-                    pair.agree(&operations::constant_shifts(by_constant[index], bytes, place), &no_count);
+                    pair.agree(
+                        &operations::constant_shifts(by_constant[index], bytes, place),
+                        &no_count,
+                    );
                 }
             }
         }
@@ -112,7 +115,8 @@ fn every_shift_by_every_count() {
             for (index, bytes) in [2, 4, 8].into_iter().enumerate() {
                 pair.agree(&operations::double_shifts(by_cl[index], bytes), &all_counts);
                 for which in 0..8 {
-                    let trials = operations::constant_double_shifts(by_constant[index], bytes, which);
+                    let trials =
+                        operations::constant_double_shifts(by_constant[index], bytes, which);
                     pair.agree(&trials, &no_count);
                 }
             }

@@ -2,7 +2,7 @@
 //! own changes, and nothing of it comes into the guest's registers or memory.
 //!
 //! `TREGION_HOSTILE_CASES` says how many cases, `TREGION_HOSTILE_FIRST` from which on; with
-//! `TREGION_HOSTILE_TRACE` each is named before it runs, for those that the process does not survive.
+//! `TREGION_HOSTILE_TRACE` each is named before it runs, for one that kills the process.
 #![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
 #[path = "jit_hostile/canaries.rs"]
@@ -136,7 +136,8 @@ fn text(code: &[u8]) -> String {
 #[test]
 fn no_guest_gets_out() {
     let _turn = turn();
-    let (first, cases) = (number("TREGION_HOSTILE_FIRST", 0), number("TREGION_HOSTILE_CASES", CASES));
+    let (first, cases) =
+        (number("TREGION_HOSTILE_FIRST", 0), number("TREGION_HOSTILE_CASES", CASES));
     let trace = std::env::var_os("TREGION_HOSTILE_TRACE").is_some();
     let nagger = Nagger::start();
     let (mut tally, mut wrong) = (BTreeMap::<String, u64>::new(), Vec::new());
@@ -156,7 +157,8 @@ fn no_guest_gets_out() {
             Ok((code, exit)) => {
                 *tally.entry(kind(&exit)).or_default() += 1;
                 let lost = matches!(exit, Exit::Host { .. }).then(|| exit.to_string());
-                if let Some(what) = guest.has_seen().map(|it| format!("a canary in {it}")).or(lost) {
+                if let Some(what) = guest.has_seen().map(|it| format!("a canary in {it}")).or(lost)
+                {
                     wrong.push(format!("case {index}: {what}{}", text(&code)));
                 }
             }
@@ -169,41 +171,49 @@ fn no_guest_gets_out() {
         }
     }
     println!("{cases} hostile cases in {:?}: {tally:?}", start.elapsed());
-    println!("{} bytes of canaries around the last machine", guest.map_or(0, |it| it.canaries.bytes()));
+    println!(
+        "{} bytes of canaries around the last machine",
+        guest.map_or(0, |it| it.canaries.bytes())
+    );
     println!("canaries right below and above the guards of machines: {surrounded:?}");
-    assert!(wrong.is_empty(), "{} cases, first:\n{}", wrong.len(), wrong[..wrong.len().min(8)].join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} cases, first:\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(8)].join("\n")
+    );
 }
 
 /// Loads and stores of RAX, one for each form of address, made of RBX and RCX.
 const FORMS: [&[u8]; 28] = [
-    &[0x48, 0x8b, 0x03],                                           // [rbx]
-    &[0x40, 0x48, 0x8b, 0x03],                                     // the same with REX twice
-    &[0x40, 0x64, 0x8b, 0x03],                                     // fs:[rbx], REX ignored
-    &[0x48, 0x8b, 0x43, 0xf8],                                     // [rbx-8]
-    &[0x48, 0x8b, 0x83, 0xff, 0xff, 0xff, 0x7f],                   // [rbx+7fffffff]
-    &[0x48, 0x8b, 0x83, 0x00, 0x00, 0x00, 0x80],                   // [rbx-80000000]
-    &[0x48, 0x8b, 0x04, 0x0b],                                     // [rbx+rcx]
-    &[0x48, 0x8b, 0x04, 0xcb],                                     // [rbx+rcx*8]
-    &[0x48, 0x8b, 0x04, 0xcd, 0, 0, 0, 0],                         // [rcx*8]
-    &[0x48, 0x8b, 0x84, 0x4b, 0xff, 0xff, 0xff, 0x7f],             // [rbx+rcx*2+7fffffff]
-    &[0x67, 0x48, 0x8b, 0x03],                                     // [ebx]
-    &[0x67, 0x48, 0x8b, 0x84, 0xcb, 0xff, 0xff, 0xff, 0xff],       // [ebx+ecx*8-1]
-    &[0x64, 0x48, 0x8b, 0x03],                                     // fs:[rbx]
-    &[0x65, 0x48, 0x8b, 0x03],                                     // gs:[rbx]
-    &[0x65, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0],                   // gs:[0]
-    &[0x64, 0x48, 0x8b, 0x04, 0x25, 0xf8, 0xff, 0xff, 0xff],       // fs:[-8]
-    &[0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0x80],                      // [ffffffff80000000]
-    &[0x48, 0x8b, 0x05, 0, 0, 0, 0x80],                            // relative to RIP
-    &[0x48, 0x89, 0x03],                                           // stores
+    &[0x48, 0x8b, 0x03],                                     // [rbx]
+    &[0x40, 0x48, 0x8b, 0x03],                               // the same with REX twice
+    &[0x40, 0x64, 0x8b, 0x03],                               // fs:[rbx], REX ignored
+    &[0x48, 0x8b, 0x43, 0xf8],                               // [rbx-8]
+    &[0x48, 0x8b, 0x83, 0xff, 0xff, 0xff, 0x7f],             // [rbx+7fffffff]
+    &[0x48, 0x8b, 0x83, 0x00, 0x00, 0x00, 0x80],             // [rbx-80000000]
+    &[0x48, 0x8b, 0x04, 0x0b],                               // [rbx+rcx]
+    &[0x48, 0x8b, 0x04, 0xcb],                               // [rbx+rcx*8]
+    &[0x48, 0x8b, 0x04, 0xcd, 0, 0, 0, 0],                   // [rcx*8]
+    &[0x48, 0x8b, 0x84, 0x4b, 0xff, 0xff, 0xff, 0x7f],       // [rbx+rcx*2+7fffffff]
+    &[0x67, 0x48, 0x8b, 0x03],                               // [ebx]
+    &[0x67, 0x48, 0x8b, 0x84, 0xcb, 0xff, 0xff, 0xff, 0xff], // [ebx+ecx*8-1]
+    &[0x64, 0x48, 0x8b, 0x03],                               // fs:[rbx]
+    &[0x65, 0x48, 0x8b, 0x03],                               // gs:[rbx]
+    &[0x65, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0],             // gs:[0]
+    &[0x64, 0x48, 0x8b, 0x04, 0x25, 0xf8, 0xff, 0xff, 0xff], // fs:[-8]
+    &[0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0x80],                // [ffffffff80000000]
+    &[0x48, 0x8b, 0x05, 0, 0, 0, 0x80],                      // relative to RIP
+    &[0x48, 0x89, 0x03],                                     // stores
     &[0x48, 0x89, 0x04, 0xcb],
     &[0x65, 0x48, 0x89, 0x03],
-    &[0x48, 0x89, 0xdc, 0x58],                                     // mov rsp,rbx; pop rax
-    &[0x48, 0x89, 0xdc, 0x50],                                     // mov rsp,rbx; push rax
-    &[0x48, 0x89, 0xde, 0x48, 0xad],                               // mov rsi,rbx; lodsq
-    &[0x48, 0x89, 0xdf, 0x48, 0xab],                               // mov rdi,rbx; stosq
-    &[0x48, 0x89, 0xde, 0x4c, 0x89, 0xcf, 0xf3, 0x48, 0xa5],       // rep movsq
-    &[0x4c, 0x0f, 0xab, 0x1b],                                     // bts [rbx],r11
-    &[0x48, 0x89, 0xdd, 0xc9],                                     // mov rbp,rbx; leave
+    &[0x48, 0x89, 0xdc, 0x58],       // mov rsp,rbx; pop rax
+    &[0x48, 0x89, 0xdc, 0x50],       // mov rsp,rbx; push rax
+    &[0x48, 0x89, 0xde, 0x48, 0xad], // mov rsi,rbx; lodsq
+    &[0x48, 0x89, 0xdf, 0x48, 0xab], // mov rdi,rbx; stosq
+    &[0x48, 0x89, 0xde, 0x4c, 0x89, 0xcf, 0xf3, 0x48, 0xa5], // rep movsq
+    &[0x4c, 0x0f, 0xab, 0x1b],       // bts [rbx],r11
+    &[0x48, 0x89, 0xdd, 0xc9],       // mov rbp,rbx; leave
 ];
 
 #[test]
@@ -220,7 +230,8 @@ fn no_form_of_address_reaches_a_canary() {
             for target in guest.targets.clone() {
                 for (index, base) in bases(&guest, target).into_iter().enumerate() {
                     let mut state = State { rip: CODE, ..State::default() };
-                    state.gpr = [0, 0, 0, base, 0x70_0800, 0, 0x50_0000, 0, 0, 0x50_0000, 0, 0, 0, 0, 0, 0];
+                    state.gpr =
+                        [0, 0, 0, base, 0x70_0800, 0, 0x50_0000, 0, 0, 0x50_0000, 0, 0, 0, 0, 0, 0];
                     state.gpr[1] = [0, 1, 4, 1 << 60][index % 4];
                     state.gpr[11] = base.wrapping_sub(0x50_0000).wrapping_mul(8);
                     state.fs_base = [0, base][index % 2];
@@ -254,8 +265,8 @@ fn bases(guest: &Guest, target: u64) -> [u64; 8] {
     ]
 }
 
-/// A loop whose body is translated without probes, since its store shows in each pass where its base
-/// is; but that store does not take place as long as its exception is unmasked, and no fault tells.
+/// A loop whose body is translated without probes, since its store shows in each pass where its
+/// base is; but that store does not take place as long as its exception is unmasked, and no fault tells.
 #[test]
 fn stores_that_do_not_take_place_lead_nowhere() {
     const STEP: u64 = 0x3fff_ff00;

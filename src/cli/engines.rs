@@ -106,8 +106,11 @@ pub(super) fn judge(names: &[String]) -> io::Result<Judge> {
 
 /// `tregion engines`.
 pub(super) fn list() -> Result<Found, Failure> {
-    let names: &[&str] =
-        if cfg!(feature = "unicorn") { &["silicon", "jit", "unicorn"] } else { &["silicon", "jit"] };
+    let names: &[&str] = if cfg!(feature = "unicorn") {
+        &["silicon", "jit", "unicorn"]
+    } else {
+        &["silicon", "jit"]
+    };
     for name in names {
         let text = match make(name, 0) {
             Ok(engine) => {

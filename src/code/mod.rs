@@ -12,6 +12,6 @@ mod region;
 pub(crate) mod sync;
 
 pub(crate) use arena::{Arena, CHUNK_BYTES};
-pub use cache::Figures;
 pub(crate) use cache::CodeCache;
+pub use cache::Figures;
 pub(crate) use region::Key;

@@ -30,10 +30,10 @@ use std::collections::BTreeMap;
 use arbitrary::Unstructured;
 use iced_x86::Code;
 
+pub use crate::guest::HostFeatures;
 pub use choices::choices;
 pub use family::Family;
 pub use form::{Form, FormId, OperandForm, instruction_form};
-pub use crate::guest::HostFeatures;
 pub use layout::LayoutKind;
 pub use refused::Refusal;
 

@@ -21,8 +21,8 @@ mod string;
 mod vcpu_block;
 
 use iced_x86::{
-    Code, Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
-    OpAccess, OpKind, Register,
+    Code, CpuidFeature, Decoder, DecoderError, DecoderOptions, Encoder, Instruction,
+    InstructionInfoFactory, OpAccess, OpKind, Register,
 };
 
 pub use block::{
@@ -268,15 +268,24 @@ impl Translator {
         Ok(())
     }
 
-    /// An access that did not fault shows that its base is near the window, unless it may have been
-    /// masked out.
+    /// An access that did not fault shows that its base is near the window, if it was made: vectors
+    /// may be masked out, and an x87 store with an unmasked exception does nothing and does not fault
+    /// either. So only instructions that cannot but access their operand count.
     fn note_access(&mut self, instruction: &Instruction) {
+        use CpuidFeature as F;
         use iced_x86::Mnemonic as M;
         let masked = matches!(
             instruction.mnemonic(),
             M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq
         );
-        if masked || instruction.has_op_mask() || !operand::has_memory(instruction) {
+        let certain = instruction.cpuid_features().iter().all(|feature| {
+            matches!(
+                feature,
+                F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64
+            ) || matches!(feature, F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2)
+                || matches!(feature, F::AVX | F::AVX2 | F::FMA | F::AVX512F | F::AVX512VL)
+        });
+        if masked || !certain || instruction.has_op_mask() || !operand::has_memory(instruction) {
             return;
         }
         if let Some(base) = operand::near_base(instruction) {

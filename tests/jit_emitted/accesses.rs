@@ -13,7 +13,8 @@ const OPERAND: u64 = 4096;
 impl Checker<'_> {
     /// All memory that an instruction accesses, whether it says so or not.
     pub(crate) fn memory(&mut self, index: usize, instruction: &Instruction) {
-        if matches!(instruction.code(), Code::Pushfq | Code::Popfq | Code::Push_r64 | Code::Pop_r64) {
+        if matches!(instruction.code(), Code::Pushfq | Code::Popfq | Code::Push_r64 | Code::Pop_r64)
+        {
             // Just below the block, as `stack_pointer` has found.
             return;
         }
@@ -138,7 +139,7 @@ impl Checker<'_> {
         self.covered(instruction, &guest);
     }
 
-    /// The address of an operand of 64-bit registers. For a bit string that of the word with the bit.
+    /// The address of an operand of 64-bit registers. For a bit string that of the bit's word.
     fn address(&mut self, instruction: &Instruction) -> Form {
         let operand = self.operand_form(instruction);
         let bits = matches!(
@@ -250,8 +251,10 @@ impl Checker<'_> {
     fn result(&mut self, instruction: &Instruction) -> Option<Form> {
         let register =
             instruction.op0_kind() == OpKind::Register && instruction.op0_register().is_gpr();
-        let of = |register: Register| self.state.registers[register.full_register().number()].clone();
-        let source = || (instruction.op1_kind() == OpKind::Register).then(|| of(instruction.op1_register()));
+        let of =
+            |register: Register| self.state.registers[register.full_register().number()].clone();
+        let source =
+            || (instruction.op1_kind() == OpKind::Register).then(|| of(instruction.op1_register()));
         if !register {
             return None;
         }
@@ -262,11 +265,14 @@ impl Checker<'_> {
                 self.state.slot(offset, &mut self.symbols)
             }
             Code::Mov_r64_rm64 | Code::Mov_rm64_r64 => source()?,
-            Code::Mov_r64_imm64 | Code::Mov_rm64_imm32 | Code::Mov_r32_imm32 | Code::Mov_rm32_imm32 => {
-                Form::constant(instruction.immediate(1))
-            }
+            Code::Mov_r64_imm64
+            | Code::Mov_rm64_imm32
+            | Code::Mov_r32_imm32
+            | Code::Mov_rm32_imm32 => Form::constant(instruction.immediate(1)),
             Code::Lea_r64_m => return self.effective_address(instruction),
-            Code::Add_rm64_imm8 | Code::Add_rm64_imm32 => own.plus_constant(instruction.immediate(1)),
+            Code::Add_rm64_imm8 | Code::Add_rm64_imm32 => {
+                own.plus_constant(instruction.immediate(1))
+            }
             Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 => {
                 own.plus_constant(instruction.immediate(1).wrapping_neg())
             }
@@ -320,9 +326,9 @@ fn is_in_block(instruction: &Instruction) -> bool {
         && !matches!(instruction.memory_segment(), Register::FS | Register::GS)
 }
 
-/// Whether an instruction that does not fault has accessed all of its operand. Under a mask it may not
-/// have, and an x87 store whose exception is not masked stores nothing and faults later (Intel SDM
-/// volume 1, section 8.5.1.1).
+/// Whether an instruction that does not fault has accessed all of its operand. Under a mask it may
+/// not have, and an x87 store whose exception is not masked stores nothing and faults later (Intel
+/// SDM volume 1, section 8.5.1.1).
 fn surely_accesses(instruction: &Instruction) -> bool {
     use Mnemonic as M;
     let under_mask = instruction.has_op_mask()
@@ -347,8 +353,15 @@ impl IsMemory for OpKind {
         use OpKind as K;
         matches!(
             self,
-            K::Memory | K::MemorySegSI | K::MemorySegESI | K::MemorySegRSI | K::MemorySegDI
-                | K::MemorySegEDI | K::MemorySegRDI | K::MemoryESDI | K::MemoryESEDI
+            K::Memory
+                | K::MemorySegSI
+                | K::MemorySegESI
+                | K::MemorySegRSI
+                | K::MemorySegDI
+                | K::MemorySegEDI
+                | K::MemorySegRDI
+                | K::MemoryESDI
+                | K::MemoryESEDI
                 | K::MemoryESRDI
         )
     }

@@ -1,7 +1,7 @@
-//! [`check`]: an abstract interpreter of emitted code, which knows nothing of the translator but the
-//! vCPU's block. It follows values through a block and complains of every instruction that could read
-//! or write host memory outside the window and the block, leave the code cache by another way than a
-//! stub or the jump cache, or give the guest an address of the host's.
+//! [`check`]: an abstract interpreter of emitted code, which knows nothing of the translator but
+//! the vCPU's block. It follows values through a block and complains of every instruction that
+//! could read or write host memory outside the window and the block, leave the code cache by another way
+//! than a stub or the jump cache, or give the guest an address of the host's.
 
 use std::collections::BTreeMap;
 
@@ -299,10 +299,8 @@ impl Checker<'_> {
                 wrong.push((exit.offset, "a patch that is no jump to its exit"));
             }
         }
-        let complaints = wrong.into_iter().map(|(offset, what)| Complaint {
-            offset,
-            what: what.to_owned(),
-        });
+        let complaints =
+            wrong.into_iter().map(|(offset, what)| Complaint { offset, what: what.to_owned() });
         self.complaints.extend(complaints);
     }
 
@@ -312,21 +310,26 @@ impl Checker<'_> {
         let before = index.checked_sub(1).map(|index| &self.code[index]);
         let is = |other: Option<&Instruction>, code, register| {
             other.is_some_and(|other| {
-                other.code() == code && (register == Register::None || other.op0_register() == register)
+                other.code() == code
+                    && (register == Register::None || other.op0_register() == register)
             })
         };
         let paired = match instruction.code() {
             Code::Pushfq => is(next, Code::Pop_r64, Register::R14),
-            Code::Pop_r64 => instruction.op0_register() == Register::R14
-                && is(before, Code::Pushfq, Register::None),
-            Code::Push_r64 => instruction.op0_register() == Register::R14
-                && is(next, Code::Popfq, Register::None),
+            Code::Pop_r64 => {
+                instruction.op0_register() == Register::R14
+                    && is(before, Code::Pushfq, Register::None)
+            }
+            Code::Push_r64 => {
+                instruction.op0_register() == Register::R14 && is(next, Code::Popfq, Register::None)
+            }
             Code::Popfq => is(before, Code::Push_r64, Register::R14),
             _ => false,
         };
         let is_sp = |register: Register| register.full_register() == Register::RSP;
         let named = (0..instruction.op_count()).any(|operand| {
-            instruction.op_kind(operand) == OpKind::Register && is_sp(instruction.op_register(operand))
+            instruction.op_kind(operand) == OpKind::Register
+                && is_sp(instruction.op_register(operand))
         });
         let address = instruction.mnemonic() == Mnemonic::Lea
             && (is_sp(instruction.memory_base()) || is_sp(instruction.memory_index()));
@@ -341,7 +344,8 @@ impl Checker<'_> {
     fn host_values(&mut self, index: usize, instruction: &Instruction) {
         let relocates = is_relocation(instruction);
         let string = self.is_relocated_string(index);
-        let polls = instruction.code() == Code::Mov_r32_rm32 && instruction.memory_base() == Register::R14;
+        let polls =
+            instruction.code() == Code::Mov_r32_rm32 && instruction.memory_base() == Register::R14;
         let used = self.information.info(instruction).used_registers().to_vec();
         for used in used.iter().filter(|used| used.register().is_gpr()) {
             let number = used.register().full_register().number();
@@ -372,8 +376,9 @@ impl Checker<'_> {
     pub(crate) fn is_relocated_string(&self, index: usize) -> bool {
         let code = |at: usize| self.code.get(at).copied().unwrap_or_default();
         let Some(first) = index.checked_sub(2) else { return false };
-        let load = |at, slot| self.loaded_slot(&code(at)) == Some(slot)
-            && code(at).op0_register() == Register::R14;
+        let load = |at, slot| {
+            self.loaded_slot(&code(at)) == Some(slot) && code(at).op0_register() == Register::R14
+        };
         load(first, fields::WINDOW)
             && is_relocation(&code(first + 1))
             && self.code[index].op_kinds().any(|kind| kind == OpKind::MemoryESRDI)
@@ -425,12 +430,45 @@ fn forbidden(instruction: &Instruction) -> Option<&'static str> {
     });
     let system = matches!(
         instruction.mnemonic(),
-        M::Syscall | M::Sysenter | M::Int | M::Int1 | M::Int3 | M::Hlt | M::Cpuid | M::Xbegin
-            | M::Wrfsbase | M::Wrgsbase | M::Rdfsbase | M::Rdgsbase | M::Swapgs | M::Wrpkru
-            | M::Rdpkru | M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64 | M::Xsaveopt
-            | M::Xsaveopt64 | M::Xrstor | M::Xrstor64 | M::Lss | M::Lfs | M::Lgs | M::Enter
-            | M::Leave | M::Iret | M::Iretd | M::Iretq | M::Retf | M::Monitor | M::Umonitor
-            | M::Enqcmd | M::Movdir64b | M::Clzero | M::Rdpmc | M::Xsetbv
+        M::Syscall
+            | M::Sysenter
+            | M::Int
+            | M::Int1
+            | M::Int3
+            | M::Hlt
+            | M::Cpuid
+            | M::Xbegin
+            | M::Wrfsbase
+            | M::Wrgsbase
+            | M::Rdfsbase
+            | M::Rdgsbase
+            | M::Swapgs
+            | M::Wrpkru
+            | M::Rdpkru
+            | M::Xsave
+            | M::Xsave64
+            | M::Xsavec
+            | M::Xsavec64
+            | M::Xsaveopt
+            | M::Xsaveopt64
+            | M::Xrstor
+            | M::Xrstor64
+            | M::Lss
+            | M::Lfs
+            | M::Lgs
+            | M::Enter
+            | M::Leave
+            | M::Iret
+            | M::Iretd
+            | M::Iretq
+            | M::Retf
+            | M::Monitor
+            | M::Umonitor
+            | M::Enqcmd
+            | M::Movdir64b
+            | M::Clzero
+            | M::Rdpmc
+            | M::Xsetbv
     );
     let known = class(instruction.code()) != Class::Unsupported;
     match (system || segment, instruction.is_vsib(), known) {

@@ -124,7 +124,8 @@ impl Sources {
         }
         match self.below(8) {
             0 => bytes.extend([0x0f, self.below(256) as u8]),
-            1 => bytes.extend([0x0f, [0xa3, 0xab, 0xb0, 0xb1, 0xba, 0xc0, 0xc7][self.below(7) as usize]]),
+            1 => bytes
+                .extend([0x0f, [0xa3, 0xab, 0xb0, 0xb1, 0xba, 0xc0, 0xc7][self.below(7) as usize]]),
             2 => bytes.extend([0x0f, [0x38, 0x3a][self.below(2) as usize], self.below(256) as u8]),
             3 => bytes.push(self.below(256) as u8),
             _ => bytes.push(WELL_KNOWN[self.below(32) as usize]),

@@ -1,7 +1,7 @@
-//! The guest's loop: takes a record, sets the flags, loads the operands, executes the instruction in
-//! question, and stores what came of it. RSI is the record, RDI the result, RBP the end of the
-//! records, R12 a table of flags with a word below it for operands in memory, R13 the stack. Nothing
-//! between the two points where flags are set and stored touches them but the instruction.
+//! The guest's loop: takes a record, sets the flags, loads the operands, executes the instruction
+//! in question, and stores what came of it. RSI is the record, RDI the result, RBP the end of the
+//! records, R12 a table of flags with a word below it for operands in memory, R13 the stack.
+//! Nothing between the two points where flags are set and stored touches them but the instruction.
 
 use iced_x86::code_asm::*;
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
@@ -96,7 +96,9 @@ fn store(assembler: &mut CodeAssembler, register: Register, base: Register, offs
 
 fn constant(assembler: &mut CodeAssembler, register: Register, value: u64) {
     let full = register.full_register();
-    assembler.add_instruction(Instruction::with2(Code::Mov_r64_imm64, full, value).unwrap()).unwrap();
+    assembler
+        .add_instruction(Instruction::with2(Code::Mov_r64_imm64, full, value).unwrap())
+        .unwrap();
 }
 
 impl Trial {
@@ -159,7 +161,7 @@ impl Trial {
     }
 }
 
-/// A case that makes every trial of the list with every record. Results come in the order of records,
+/// A case that makes every trial of the list with every record. Results come in order of records,
 /// and for each in the order of trials.
 pub(crate) fn case(trials: &[Trial], records: &[u8]) -> Case {
     let mut assembler = CodeAssembler::new(64).unwrap();

@@ -7,7 +7,7 @@ use crate::emit::{Place, Trial, memory_operand, sized};
 /// How an 8-bit instruction takes its operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
-    /// Register or memory, and a register; the second code for the other way round, if there is one.
+    /// Register or memory, and a register; the second code for the other way round, if any.
     Binary(Code, Option<Code>),
     Unary(Code),
     /// AL or AX by an operand.
@@ -89,7 +89,9 @@ pub(crate) fn byte_trials(shape: Shape) -> Vec<Trial> {
             let loads = [(0, Register::AL), (2, Register::AH)];
             let loads = if divides { &loads[..] } else { &loads[..1] };
             // Whatever is in AX is the other operand.
-            singles(|place| (place != r(Register::AH)).then(|| single(code, place, 1, loads)).flatten())
+            singles(|place| {
+                (place != r(Register::AH)).then(|| single(code, place, 1, loads)).flatten()
+            })
         }
     }
 }
@@ -97,7 +99,9 @@ pub(crate) fn byte_trials(shape: Shape) -> Vec<Trial> {
 fn pairs(code: Code, reversed: Option<Code>, others: &[(u8, Register)]) -> Vec<Trial> {
     let trial = |(first, second): (Place, Place)| {
         let instruction = match (first, second) {
-            (Place::Register(first), Place::Register(second)) => Instruction::with2(code, first, second),
+            (Place::Register(first), Place::Register(second)) => {
+                Instruction::with2(code, first, second)
+            }
             (Place::Memory(base), Place::Register(second)) => {
                 Instruction::with2(code, memory_operand(base), second)
             }
@@ -150,7 +154,9 @@ pub(crate) fn byte_records(shape: Shape) -> Vec<u8> {
                     records.extend([first, second, high, flags]);
                 }
                 Shape::Product(Code::Idiv_rm8) => {
-                    let Some([low, high]) = dividend(first as i8, second as i8, flags) else { continue };
+                    let Some([low, high]) = dividend(first as i8, second as i8, flags) else {
+                        continue;
+                    };
                     records.extend([low, second, high, flags]);
                 }
                 _ => {
@@ -326,7 +332,8 @@ pub(crate) fn constant_shifts(code: Code, bytes: usize, place: usize) -> Vec<Tri
 fn double_pairs(bytes: usize) -> Vec<(Place, Register)> {
     use Register as R;
     let of = |register| sized(register, bytes);
-    let registers = [(R::RAX, R::RBX), (R::R14, R::R15), (R::R15, R::RSP), (R::RSP, R::R14), (R::R14, R::R14)];
+    let registers =
+        [(R::RAX, R::RBX), (R::R14, R::R15), (R::R15, R::RSP), (R::RSP, R::R14), (R::R14, R::R14)];
     let registers = registers.into_iter().map(|(first, second)| (r(of(first)), of(second)));
     let memory = [(M, R::R15), (M15, R::RSP), (MSP, R::R14)];
     registers.chain(memory.into_iter().map(|(place, second)| (place, of(second)))).collect()
@@ -337,7 +344,9 @@ pub(crate) fn double_shifts(code: Code, bytes: usize) -> Vec<Trial> {
     let trial = |(place, second): (Place, Register)| {
         let instruction = match place {
             Place::Register(first) => Instruction::with3(code, first, second, Register::CL),
-            Place::Memory(base) => Instruction::with3(code, memory_operand(base), second, Register::CL),
+            Place::Memory(base) => {
+                Instruction::with3(code, memory_operand(base), second, Register::CL)
+            }
         };
         shift_trial(instruction.unwrap(), vec![(place, 0, bytes), (r(second), 8, bytes)])
     };

@@ -1,6 +1,6 @@
 //! [`Canaries`]: host memory of the test's own that no guest may see or change. Its pages hold one
-//! word, another for each set; some lie right beside the guest's window, some elsewhere, one lot is in
-//! the thread's own storage, within a small displacement of the host's FS base.
+//! word, another for each set; some lie right beside the guest's window, some elsewhere, one lot is
+//! in the thread's own storage, within a small displacement of the host's FS base.
 #![allow(unsafe_code, reason = "maps pages at places of its choice")]
 
 use std::cell::Cell;
@@ -26,7 +26,10 @@ impl Pages {
             return None;
         }
         let mut pages = Self(NonNull::new(start.cast())?);
-        pages.bytes_mut().chunks_exact_mut(8).for_each(|it| it.copy_from_slice(&word.to_le_bytes()));
+        pages
+            .bytes_mut()
+            .chunks_exact_mut(8)
+            .for_each(|it| it.copy_from_slice(&word.to_le_bytes()));
         Some(pages)
     }
 

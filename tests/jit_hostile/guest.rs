@@ -88,7 +88,8 @@ impl Guest {
             1..6 => dice.of(&self.mapped).wrapping_add(dice.below(PAGE) as u64 & !7),
             6 => self.window_end.wrapping_add(little).wrapping_sub(64),
             7 => 0u64.wrapping_sub(little),
-            8 => dice.of(&[i64::MIN as u64, i64::MAX as u64, 1 << 63 | 8, 0x8000_0000, 0xffff_ffff])
+            8 => dice
+                .of(&[i64::MIN as u64, i64::MAX as u64, 1 << 63 | 8, 0x8000_0000, 0xffff_ffff])
                 .wrapping_add(little),
             9 => dice.of(&[(1 << 47) - 8, 1 << 47, 1 << 46, 1 << 45, 0xffff_8000_0000_0000]),
             10..13 => dice.of(&self.targets).wrapping_sub(self.window).wrapping_add(little),
@@ -164,7 +165,6 @@ impl Guest {
         self.backing.read(0, &mut bytes);
         self.canaries.is_seen_in_bytes(&bytes).then(|| "memory".to_owned())
     }
-
 }
 
 /// Choices of case number `index`.

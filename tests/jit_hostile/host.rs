@@ -1,4 +1,4 @@
-//! What the test knows of its own process: where memory of the host's lies that a guest might aim at.
+//! What the test knows of its own process: where memory lies that a guest might aim at.
 
 use std::fs;
 
@@ -27,7 +27,8 @@ pub(crate) fn mappings() -> Vec<Mapped> {
 /// The host address of guest address 0, given that `name` is mapped readable at `guest`.
 pub(crate) fn window_start(name: &str, guest: u64) -> u64 {
     let mappings = mappings();
-    let mut own = mappings.iter().filter(|it| it.name.contains(name) && it.rights.starts_with("r--"));
+    let mut own =
+        mappings.iter().filter(|it| it.name.contains(name) && it.rights.starts_with("r--"));
     own.next().unwrap().start - guest
 }
 

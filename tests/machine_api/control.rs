@@ -260,25 +260,39 @@ fn a_request_made_before_a_run_ends_it_and_only_it() {
 
 #[test]
 fn requests_are_neither_lost_nor_left_over() {
-    let mut guest = guest(|a| a.jmp(CODE).unwrap());
-    let kick = guest.vcpu.kick();
-    let (asked, granted) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for round in 0..3000 {
-                asked.wait();
-                (0..round % 40).for_each(|_| std::hint::spin_loop());
-                kick.ask();
-                granted.wait();
-            }
-        });
-        for _ in 0..3000 {
-            asked.wait();
-            assert_eq!(guest.vcpu.run(None), Exit::Requested);
-            granted.wait();
-        }
+    let mut guest = guest(|a| {
+        let mut again = a.create_label();
+        a.jmp(CODE).unwrap();
+        a.mov(ecx, 3).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
     });
-    assert_eq!(guest.vcpu.run(Some(1000)), Exit::Budget, "no request is left");
+    // Stepped, the endless loop looks for requests all the time: half of one is seen now and then.
+    guest.machine.hook_code(GuestAddress(CODE)..GuestAddress(CODE + 2), |_| {}).unwrap();
+    let kick = guest.vcpu.kick();
+    let (ask, asked) = std::sync::mpsc::channel::<u32>();
+    let (done, granted) = std::sync::mpsc::channel();
+    let asker = std::thread::spawn(move || {
+        // A vCPU that makes nothing of a request is asked once more, and the test fails.
+        while let Ok(round) = asked.recv_timeout(Duration::from_secs(30)) {
+            (0..round % 40 * 20).for_each(|_| std::hint::spin_loop());
+            kick.ask();
+            done.send(()).unwrap();
+        }
+        kick.ask();
+    });
+    for round in 0..20_000 {
+        ask.send(round).unwrap();
+        guest.vcpu.set_rip(GuestAddress(CODE));
+        assert_eq!(guest.vcpu.run(None), Exit::Requested);
+        granted.recv().unwrap();
+        guest.vcpu.set_rip(GuestAddress(CODE + 2));
+        assert_eq!(guest.vcpu.run(None), Exit::Halt, "nothing is left of the request");
+    }
+    drop(ask);
+    asker.join().unwrap();
 }
 
 #[test]

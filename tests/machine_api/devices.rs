@@ -2,7 +2,7 @@
 
 use iced_x86::code_asm::{
     CodeAssembler, ax, byte_ptr, cl, dword_ptr, eax, qword_ptr, rax, rbx, rcx, rdi, rsi, st0, xmm0,
-    xmmword_ptr,
+    xmm1, xmm2, xmmword_ptr,
 };
 use tregion::exec::{Exit, Mmio};
 use tregion::guest::{GuestAddress, Permissions};
@@ -100,20 +100,39 @@ fn strings_x87_and_stack() {
 
 #[test]
 fn an_access_that_faults_is_no_access() {
-    for instruction in [
-        // movaps that is not aligned, an inc of a page that may only be read, a division by zero.
-        &[0x0f, 0x28, 0x47, 0x01][..],
-        &[0xfe, 0x06],
-        &[0x0f, 0x29, 0x47, 0x01],
-    ] {
+    // Above the window nothing but the bounce is between the instruction and the device.
+    for (device_at, instruction) in [DEVICE, 0xffff_8000_0000_0000].into_iter().flat_map(|at| {
+        // movaps xmm0, [rdi + 1] and back; inc byte [rsi], where that may only be read.
+        let load = &[0x0f, 0x28, 0x47, 0x01][..];
+        [load, &[0x0f, 0x29, 0x47, 0x01], &[0xfe, 0x06]].map(|instruction| (at, instruction))
+    }) {
         let mut guest = guest(|a| a.db(instruction).unwrap());
-        let notes = device(&guest, DEVICE, 2);
-        guest.machine.protect(range(DEVICE + 0x1000, 1), Permissions::Read).unwrap();
-        guest.vcpu.set_gpr(RDI, DEVICE);
-        guest.vcpu.set_gpr(RSI, DEVICE + 0x1000);
+        let notes = device(&guest, device_at, 2);
+        guest.machine.protect(range(device_at + 0x1000, 1), Permissions::Read).unwrap();
+        guest.vcpu.set_gpr(RDI, device_at);
+        guest.vcpu.set_gpr(RSI, device_at + 0x1000);
         let exit = guest.vcpu.run(None);
         assert!(matches!(exit, Exit::Exception { vector: 13 | 14, .. }), "{exit}");
         assert_eq!(notes.take(), [], "{instruction:x?}");
+    }
+}
+
+#[test]
+fn an_access_that_is_masked_out_is_no_access() {
+    if !std::arch::is_x86_feature_detected!("avx2") {
+        return;
+    }
+    for device_at in [DEVICE, 0xffff_8000_0000_0000] {
+        let mut guest = guest(|a| {
+            a.vpxor(xmm1, xmm1, xmm1).unwrap();
+            a.vpmaskmovd(xmm2, xmm1, xmmword_ptr(rdi)).unwrap();
+            a.vpmaskmovd(xmmword_ptr(rdi), xmm1, xmm2).unwrap();
+            a.hlt().unwrap();
+        });
+        let notes = device(&guest, device_at, 1);
+        guest.vcpu.set_gpr(RDI, device_at);
+        guest.run();
+        assert_eq!(notes.take(), []);
     }
 }
 

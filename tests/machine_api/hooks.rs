@@ -85,6 +85,17 @@ fn a_hook_that_stops_does_so_once_at_its_instruction() {
 }
 
 #[test]
+fn a_host_that_goes_elsewhere_after_a_stop_meets_the_hook_again() {
+    let mut guest = counter(3);
+    let place = GuestAddress(CODE + 9);
+    guest.machine.hook_code(place..=place, |context| context.stop()).unwrap();
+    for _ in 0..3 {
+        guest.vcpu.set_rip(GuestAddress(CODE));
+        assert_eq!((guest.vcpu.run(None), guest.vcpu.rip()), (Exit::Stopped, place));
+    }
+}
+
+#[test]
 fn a_hook_changes_registers_memory_and_the_instruction_itself() {
     let mut guest = guest(|a| {
         a.mov(rax, rbx).unwrap();

@@ -27,6 +27,9 @@ impl Vcpu {
     ) -> Result<(), Undone> {
         match class(instruction.code()) {
             Class::Undefined => Err(Exit::exception(exceptions::UD).into()),
+            Class::Unsupported if !core.has_all(instruction.cpuid_features()) => {
+                Err(Exit::exception(exceptions::UD).into())
+            }
             Class::Unsupported => Err(Exit::Unsupported { what: UNKNOWN }.into()),
             Class::Absolute => self.absolute(core, instruction),
             Class::BitString => self.bit_string(core, instruction),
