@@ -144,10 +144,10 @@ fn no_guest_gets_out() {
     let (mut guest, mut surrounded) = (None::<Guest>, Vec::new());
     let start = Instant::now();
     for index in first..first + cases {
-        if index % CASES_OF_MACHINE == 0 {
-            if let Some(old) = guest.take() {
-                surrounded.push(old.is_surrounded());
-            }
+        if index % CASES_OF_MACHINE == 0
+            && let Some(old) = guest.take()
+        {
+            surrounded.push(old.is_surrounded());
         }
         let guest = guest.get_or_insert_with(|| guest_for(index));
         if trace {

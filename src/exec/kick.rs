@@ -44,3 +44,24 @@ impl Kick {
         self.requested.swap(false, Ordering::SeqCst)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_store_that_comes_late_asks_for_nothing() {
+        let mut memory = VcpuMemory::new().unwrap();
+        let kick = Kick::new(&memory);
+        kick.poll.set(memory.quiet_address());
+        assert!(!kick.taken(&mut memory));
+        // `ask`, with all that `taken` does between its two stores.
+        kick.requested.store(true, Ordering::SeqCst);
+        assert!(kick.taken(&mut memory));
+        kick.poll.set(FAULTING);
+        assert!(!kick.taken(&mut memory));
+        assert_eq!(kick.poll.get(), memory.quiet_address(), "polls are quiet again");
+        kick.ask();
+        assert!(kick.is_pending() && kick.taken(&mut memory) && !kick.taken(&mut memory));
+    }
+}

@@ -158,6 +158,7 @@ fn by_mnemonic(code: Code) -> Option<Class> {
     }
     Some(match mnemonic {
         M::Lea => Class::Lea,
+        M::Prefetchit0 | M::Prefetchit1 => Class::Nop,
         M::Nop | M::Reservednop | M::Endbr32 | M::Endbr64 | M::Rdsspd | M::Rdsspq => Class::Nop,
         M::Prefetch | M::Prefetchw | M::Prefetchwt1 | M::Prefetchnta | M::Prefetcht0 => Class::Hint,
         M::Prefetcht1 | M::Prefetcht2 | M::Cldemote => Class::Hint,

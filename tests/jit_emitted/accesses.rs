@@ -22,7 +22,7 @@ impl Checker<'_> {
         let mut named = 0;
         for operand in 0..instruction.op_count() {
             let kind = instruction.op_kind(operand);
-            named += usize::from(kind.is_memory());
+            named += usize::from(is_memory(kind));
             match kind {
                 _ if no_access => {}
                 OpKind::Memory if is_in_block(instruction) => self.block_access(instruction),
@@ -31,7 +31,7 @@ impl Checker<'_> {
                 OpKind::MemorySegRSI => self.window_register(instruction, 6),
                 OpKind::MemorySegRDI => self.window_register(instruction, RDI),
                 OpKind::MemoryESRDI => self.relocated_string(index, instruction),
-                kind if kind.is_memory() => self.complain(instruction, "a narrow string address"),
+                kind if is_memory(kind) => self.complain(instruction, "a narrow string address"),
                 _ => {}
             }
         }
@@ -344,25 +344,19 @@ fn surely_accesses(instruction: &Instruction) -> bool {
 }
 
 /// Whether an operand kind is memory.
-trait IsMemory {
-    fn is_memory(self) -> bool;
-}
-
-impl IsMemory for OpKind {
-    fn is_memory(self) -> bool {
-        use OpKind as K;
-        matches!(
-            self,
-            K::Memory
-                | K::MemorySegSI
-                | K::MemorySegESI
-                | K::MemorySegRSI
-                | K::MemorySegDI
-                | K::MemorySegEDI
-                | K::MemorySegRDI
-                | K::MemoryESDI
-                | K::MemoryESEDI
-                | K::MemoryESRDI
-        )
-    }
+fn is_memory(kind: OpKind) -> bool {
+    use OpKind as K;
+    matches!(
+        kind,
+        K::Memory
+            | K::MemorySegSI
+            | K::MemorySegESI
+            | K::MemorySegRSI
+            | K::MemorySegDI
+            | K::MemorySegEDI
+            | K::MemorySegRDI
+            | K::MemoryESDI
+            | K::MemoryESEDI
+            | K::MemoryESRDI
+    )
 }

@@ -108,7 +108,7 @@ impl Checker<'_> {
         let mut alive = true;
         let mut index = 0;
         while index < self.code.len() {
-            alive = self.arrive(index, alive);
+            self.arrive(index, alive);
             (index, alive) = match self.end_of_loop(index) {
                 Some(end) => (end + 1, self.follow_loop(index, end)),
                 None => (index + 1, self.instruction(index)),
@@ -122,8 +122,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Joins what jumps bring to an instruction; whether anything leads there.
-    fn arrive(&mut self, index: usize, alive: bool) -> bool {
+    /// Joins what jumps bring to an instruction with what comes from the one before it.
+    fn arrive(&mut self, index: usize, alive: bool) {
         let instruction = self.code[index];
         match (self.arriving.remove(&(instruction.ip() as u32)), alive) {
             (Some(arriving), true) => self.state = self.state.join(&arriving, &mut self.symbols),
@@ -134,7 +134,6 @@ impl Checker<'_> {
                 self.state = State::new(&mut self.symbols);
             }
         }
-        true
     }
 
     /// The last jump back to an instruction, if there is one.
@@ -164,7 +163,7 @@ impl Checker<'_> {
             let mut alive = true;
             for index in start..=end {
                 if index > start {
-                    alive = self.arrive(index, alive);
+                    self.arrive(index, alive);
                 }
                 alive = self.instruction(index);
             }

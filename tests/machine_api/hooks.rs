@@ -89,9 +89,10 @@ fn a_host_that_goes_elsewhere_after_a_stop_meets_the_hook_again() {
     let mut guest = counter(3);
     let place = GuestAddress(CODE + 9);
     guest.machine.hook_code(place..=place, |context| context.stop()).unwrap();
-    for _ in 0..3 {
+    for round in 1..=3 {
         guest.vcpu.set_rip(GuestAddress(CODE));
         assert_eq!((guest.vcpu.run(None), guest.vcpu.rip()), (Exit::Stopped, place));
+        assert_eq!(guest.vcpu.gpr(RAX), round);
     }
 }
 

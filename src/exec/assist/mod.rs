@@ -10,7 +10,7 @@ mod system;
 mod vector;
 mod xsave;
 
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
 use super::core::Core;
 use super::exit::{Exit, vector as exceptions};
@@ -56,7 +56,7 @@ impl Vcpu {
 
     fn other(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
         use Mnemonic as M;
-        if instruction.is_privileged() && !core.has_all(instruction.cpuid_features()) {
+        if is_virtualisation(instruction) && !core.has_all(instruction.cpuid_features()) {
             return Err(Exit::exception(exceptions::UD).into());
         }
         match instruction.mnemonic() {
@@ -80,6 +80,13 @@ impl Vcpu {
             _ => self.system(core, instruction),
         }
     }
+}
+
+/// Instructions of AMD's virtual machines, which are privileged where they exist at all.
+fn is_virtualisation(instruction: &Instruction) -> bool {
+    use CpuidFeature as F;
+    let features = instruction.cpuid_features();
+    features.iter().any(|feature| matches!(feature, F::SVM | F::SKINIT | F::SKINIT_or_SVM))
 }
 
 const UNKNOWN: &str = "an instruction outside the whitelist";
