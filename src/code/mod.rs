@@ -3,7 +3,7 @@
 //! A region is a span of guest pages with code of its own in chunks of one arena. Inside a region,
 //! blocks are chained by direct jumps, which nobody ever unpicks: where the guest code of a span
 //! changes, its region goes as a whole. Between regions, control passes through each vCPU's jump
-//! cache. [`CodeCache`] is the table of regions and all that is done to them; [`Arena`] is the host
+//! cache. `CodeCache` is the table of regions and all that is done to them; `Arena` is the host
 //! memory, written through one mapping and executed through another.
 
 mod arena;

@@ -70,7 +70,7 @@ impl HookContext<'_> {
         self.core.write(address, bytes)
     }
 
-    /// Ends the run with [`Exit::Stopped`] before the instruction at RIP, once all of its hooks have
+    /// Ends the run with [`Exit::Stopped`](super::Exit::Stopped) before the instruction at RIP, once all of its hooks have
     /// been called.
     pub fn stop(&mut self) {
         self.stop = true;
@@ -128,7 +128,7 @@ impl MemoryAccess<'_> {
         self.core.memory.read(address, bytes)
     }
 
-    /// Ends the run with [`Exit::Stopped`] behind the instruction, or, if it is a repeated string
+    /// Ends the run with [`Exit::Stopped`](super::Exit::Stopped) behind the instruction, or, if it is a repeated string
     /// instruction, at one of its iterations.
     pub fn stop(&self) {
         self.core.hooks.ask_to_stop();

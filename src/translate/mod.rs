@@ -2,10 +2,10 @@
 //! in, bytes out.
 //!
 //! Guest and host have the same instruction set, so most instructions are their own translation.
-//! What changes: memory operands get the window's segment and a probe ([`operand`]), transfers of
-//! control stay in the code cache ([`control`]), stack and string instructions, which name their
-//! memory without an operand, are spelt out ([`stack`], [`string`]), and a list of others is left to
-//! the run loop ([`classify`]).
+//! What changes: memory operands get the window's segment and a probe (`operand`), transfers of
+//! control stay in the code cache (`control`), stack and string instructions, which name their
+//! memory without an operand, are spelt out (`stack`, `string`), and a list of others is left to
+//! the run loop (`classify`).
 //!
 //! Rules that keep the guest's state exact at any fault: nothing that is emitted around an
 //! instruction touches flags; what it borrows is in the side table; a guest instruction changes its
@@ -15,14 +15,16 @@ mod block;
 mod classify;
 mod control;
 mod emit;
+mod loans;
 mod operand;
+mod probed;
 mod stack;
 mod string;
 mod vcpu_block;
 
 use iced_x86::{
-    Code, CpuidFeature, Decoder, DecoderError, DecoderOptions, Encoder, Instruction,
-    InstructionInfoFactory, OpAccess, OpKind, Register,
+    Code, Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
+    OpKind, Register,
 };
 
 pub use block::{
@@ -35,7 +37,9 @@ pub(crate) use vcpu_block::at;
 pub use vcpu_block::{PROBE_REACH, ProbeShape, SLOT_BYTES, VcpuBlock, XSAVE_BYTES};
 
 use self::emit::Emitter;
-use self::operand::{Loans, NeedsAssist, Probed, number};
+use self::loans::Loans;
+use self::operand::{NeedsAssist, number};
+use self::probed::{Probed, Writes};
 use crate::guest::GuestAddress;
 
 /// Most instructions of a block.
@@ -78,15 +82,6 @@ impl std::fmt::Debug for Translator {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Translator").field("window_bits", &self.window_bits).finish()
     }
-}
-
-/// What an opcode writes.
-#[derive(Clone, Copy, Debug)]
-struct Writes {
-    /// General-purpose registers that are no operand.
-    implicit: u16,
-    /// Operands, by a bit each.
-    operands: u8,
 }
 
 /// A block under way.
@@ -268,80 +263,6 @@ impl Translator {
         Ok(())
     }
 
-    /// An access that did not fault shows that its base is near the window, if it was made: vectors
-    /// may be masked out, and an x87 store with an unmasked exception does nothing and does not fault
-    /// either. So only instructions that cannot but access their operand count.
-    fn note_access(&mut self, instruction: &Instruction) {
-        use CpuidFeature as F;
-        use iced_x86::Mnemonic as M;
-        let masked = matches!(
-            instruction.mnemonic(),
-            M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq
-        );
-        let certain = instruction.cpuid_features().iter().all(|feature| {
-            matches!(
-                feature,
-                F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64
-            ) || matches!(feature, F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2)
-                || matches!(feature, F::AVX | F::AVX2 | F::FMA | F::AVX512F | F::AVX512VL)
-        });
-        if masked || !certain || instruction.has_op_mask() || !operand::has_memory(instruction) {
-            return;
-        }
-        if let Some(base) = operand::near_base(instruction) {
-            self.probed.note(base);
-        }
-    }
-
-    /// Forgets what was probed and is now overwritten.
-    fn note_writes(&mut self, instruction: &Instruction) {
-        if let Some((register, distance)) = constant_step(instruction) {
-            return self.probed.moved(register, distance);
-        }
-        let writes = self.writes_of(instruction);
-        let explicit = written_registers(instruction, writes.operands);
-        self.probed.forget_all(explicit | writes.implicit);
-    }
-
-    fn writes_of(&mut self, instruction: &Instruction) -> Writes {
-        let index = instruction.code() as usize;
-        if let Some(known) = self.writes[index] {
-            return known;
-        }
-        let reads = |access: OpAccess| {
-            matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead)
-        };
-        // With operands in registers that no opcode writes by itself.
-        let mut sample = *instruction;
-        operand::rename_registers(&mut sample, &OTHER_REGISTERS);
-        let information = self.information.info(&sample);
-        let registers = information.used_registers().iter();
-        let written = registers.filter(|used| !reads(used.access()) && used.register().is_gpr());
-        let all: u16 = written.fold(0, |mask, used| mask | 1 << number(used.register()));
-        let operands = (0..instruction.op_count())
-            .filter(|&operand| !reads(information.op_access(operand)))
-            .fold(0, |mask, operand| mask | 1 << operand);
-        let implicit = all & !(1 << OTHER_REGISTERS[0]);
-        let writes = Writes { implicit, operands };
-        self.writes[index] = Some(writes);
-        writes
-    }
-
-    /// Whether an instruction writes to memory.
-    fn stores(&mut self, instruction: &Instruction) -> bool {
-        let writes = |access: OpAccess| {
-            !matches!(
-                access,
-                OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
-            )
-        };
-        self.information
-            .info(instruction)
-            .used_memory()
-            .iter()
-            .any(|memory| writes(memory.access()))
-    }
-
     fn address(
         &mut self,
         work: &mut Work<'_>,
@@ -440,43 +361,9 @@ impl Translator {
     }
 }
 
-/// The general-purpose registers among these operands, which are written.
-fn written_registers(instruction: &Instruction, operands: u8) -> u16 {
-    (0..instruction.op_count())
-        .filter(|operand| operands >> operand & 1 != 0)
-        .filter(|&operand| instruction.op_kind(operand) == OpKind::Register)
-        .map(|operand| instruction.op_register(operand))
-        .filter(|register| register.is_gpr())
-        .fold(0, |mask, register| mask | 1 << number(register))
-}
-
-/// A register that no opcode writes without naming it, for each register.
-const OTHER_REGISTERS: operand::Homes = [9; 16];
-
 /// Sets the kind of an operand whose index is known to be valid.
 fn set_kind(instruction: &mut Instruction, operand: u32, kind: OpKind) {
     instruction.set_op_kind(operand, kind);
-}
-
-/// `add` or `sub` of a constant to a 64-bit register: which, and how far it moves.
-fn constant_step(instruction: &Instruction) -> Option<(u8, i32)> {
-    use Code as C;
-    let sign = match instruction.code() {
-        C::Add_rm64_imm8 | C::Add_rm64_imm32 => 1,
-        C::Sub_rm64_imm8 | C::Sub_rm64_imm32 => -1,
-        C::Inc_rm64 if instruction.op0_kind() == OpKind::Register => {
-            return Some((number(instruction.op0_register()), 1));
-        }
-        C::Dec_rm64 if instruction.op0_kind() == OpKind::Register => {
-            return Some((number(instruction.op0_register()), -1));
-        }
-        _ => return None,
-    };
-    if instruction.op0_kind() != OpKind::Register {
-        return None;
-    }
-    let distance = i32::try_from(sign * (instruction.immediate(1) as i64)).ok()?;
-    Some((number(instruction.op0_register()), distance))
 }
 
 impl Work<'_> {

@@ -8,7 +8,8 @@
 use iced_x86::{Code, CpuidFeature, Instruction, MemoryOperand, OpKind, Register};
 
 use super::Translator;
-use super::emit::{Emitter, FREE, GUEST_RSP};
+use super::emit::{Emitter, GUEST_RSP};
+use super::loans::Loans;
 use super::vcpu_block::at;
 
 /// Displacements up to this size are left out of a probe: the base is what is likely to be used again,
@@ -18,113 +19,6 @@ const NEAR: u64 = 1 << 16;
 /// A guest instruction that takes the run loop's help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NeedsAssist;
-
-/// Which guest registers hold addresses that were probed in this block, and how far they have moved
-/// since. The guards take up far more than [`Self::MOST`] bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Probed {
-    moved: [Option<i32>; 16],
-}
-
-impl Probed {
-    const MOST: i32 = 1 << 30;
-
-    pub(super) fn knows(&self, register: u8) -> bool {
-        self.moved[usize::from(register)].is_some()
-    }
-
-    pub(super) fn note(&mut self, register: u8) {
-        self.moved[usize::from(register)] = Some(0);
-    }
-
-    pub(super) fn forget(&mut self, register: u8) {
-        self.moved[usize::from(register)] = None;
-    }
-
-    pub(super) fn forget_all(&mut self, registers: u16) {
-        for register in 0..16 {
-            if registers >> register & 1 != 0 {
-                self.forget(register);
-            }
-        }
-    }
-
-    /// What of this is still true after code that leaves `after` true: registers that have not moved
-    /// further than they may have at its start.
-    pub(super) fn kept_by(&self, after: &Self) -> Self {
-        let kept = |register: usize| {
-            self.moved[register].filter(|_| after.moved[register] == self.moved[register])
-        };
-        Self { moved: std::array::from_fn(kept) }
-    }
-
-    /// `register` grew by `distance`.
-    pub(super) fn moved(&mut self, register: u8, distance: i32) {
-        let moved = &mut self.moved[usize::from(register)];
-        *moved = moved
-            .and_then(|before| before.checked_add(distance))
-            .filter(|sum| sum.unsigned_abs() <= Self::MOST as u32);
-    }
-}
-
-/// Host registers lent to one instruction.
-pub(super) struct Loans {
-    /// Host registers that the instruction itself uses.
-    used: u16,
-    /// It has AH, CH, DH or BH, so no register that needs REX can stand beside.
-    no_rex: bool,
-    free_taken: bool,
-    spills: usize,
-}
-
-impl Loans {
-    /// A loan for an instruction with these explicit registers.
-    pub(super) fn new(used: u16, no_rex: bool) -> Self {
-        Self { used, no_rex, free_taken: false, spills: 0 }
-    }
-
-    /// A loan for an instruction whose guest registers are these.
-    pub(super) fn for_guest(registers: u16) -> Self {
-        Self::new(registers & !MOVED, false)
-    }
-
-    /// A loan for an instruction that uses R14 as it is.
-    pub(super) fn without_free(registers: u16) -> Self {
-        Self { free_taken: true, ..Self::for_guest(registers) }
-    }
-
-    /// A register for anything but the instruction's own operands.
-    pub(super) fn take(&mut self, emitter: &mut Emitter) -> u8 {
-        if !self.free_taken {
-            self.free_taken = true;
-            return FREE;
-        }
-        self.take_one_of(emitter, &[13, 12, 11, 10, 9, 8])
-    }
-
-    /// A register that may be an operand of the instruction.
-    pub(super) fn take_operand(&mut self, emitter: &mut Emitter) -> u8 {
-        if self.no_rex { self.take_one_of(emitter, &[7, 6, 5, 3]) } else { self.take(emitter) }
-    }
-
-    fn take_one_of(&mut self, emitter: &mut Emitter, candidates: &[u8]) -> u8 {
-        let register = *candidates
-            .iter()
-            .find(|register| self.used >> **register & 1 == 0)
-            .expect("an instruction has at most four registers");
-        self.used |= 1 << register;
-        emitter.spill(self.spills, register);
-        self.spills += 1;
-        register
-    }
-
-    /// Gives everything back.
-    pub(super) fn end(self, emitter: &mut Emitter) {
-        for slot in 0..self.spills {
-            emitter.restore(slot);
-        }
-    }
-}
 
 /// The guest's general-purpose registers among an instruction's operands, by number.
 pub(super) fn explicit_registers(instruction: &Instruction) -> u16 {
@@ -193,7 +87,7 @@ fn gpr32(number: u8) -> Register {
 }
 
 /// Guest registers that are not in the host register of their number.
-const MOVED: u16 = 1 << 4 | 1 << 14 | 1 << 15;
+pub(super) const MOVED: u16 = 1 << 4 | 1 << 14 | 1 << 15;
 
 impl Translator {
     /// Emits a guest instruction with its operands moved. What it leaves in R14 is lost.

@@ -6,7 +6,8 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 
 use super::block::{Leave, Stub};
 use super::emit::{Emitter, FREE, GUEST_RSP, RCX};
-use super::operand::{Loans, NeedsAssist, address_registers, gpr64, number};
+use super::loans::Loans;
+use super::operand::{NeedsAssist, address_registers, gpr64, number};
 use super::vcpu_block::at;
 use super::{Translator, Work, set_kind};
 use crate::guest::Flag;

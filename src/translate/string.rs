@@ -10,7 +10,8 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::emit::FREE;
-use super::operand::{Loans, NeedsAssist, address_registers, explicit_registers, number};
+use super::loans::Loans;
+use super::operand::{NeedsAssist, address_registers, explicit_registers, number};
 use super::vcpu_block::at;
 use super::{Translator, Work};
 
