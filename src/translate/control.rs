@@ -10,12 +10,17 @@ use super::emit::{FREE, GUEST_RSP, RCX};
 use super::loans::Loans;
 use super::operand::{NeedsAssist, number};
 use super::vcpu_block::at;
-use super::{Flow, Translator, Work};
+use super::{Translator, Work};
 use crate::guest::GuestAddress;
 
 impl Translator {
-    pub(super) fn control(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Flow {
-        let result = match class(instruction.code()) {
+    /// Translates the branch that ends a block.
+    pub(super) fn control(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), NeedsAssist> {
+        match class(instruction.code()) {
             Class::Jump => self.jump(work, instruction),
             Class::Conditional => self.conditional(work, instruction),
             Class::CountedBranch => self.counted_branch(work, instruction),
@@ -23,12 +28,7 @@ impl Translator {
             Class::JumpIndirect => self.jump_indirect(work, instruction),
             Class::CallIndirect => self.call_indirect(work, instruction),
             _ => self.ret(work, instruction),
-        };
-        if result.is_err() {
-            work.assist();
-            work.done += instruction.len() as u32;
         }
-        Flow::End
     }
 
     /// Goes on at `target`, everything before it being done.

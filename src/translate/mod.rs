@@ -96,6 +96,7 @@ struct Work<'a> {
 }
 
 /// Whether the block goes on.
+#[derive(Clone, Copy)]
 enum Flow {
     Next,
     End,
@@ -210,6 +211,8 @@ impl Translator {
         if poll {
             work.emitter.poll();
         }
+        let mark = work.emitter.mark();
+        let mut flow = Flow::Next;
         let result = match class {
             Class::Plain => self.plain(work, instruction, bytes),
             Class::Lea => self.address(work, instruction, bytes),
@@ -232,23 +235,27 @@ impl Translator {
             | Class::Call
             | Class::JumpIndirect
             | Class::CallIndirect
-            | Class::Return => return self.control(work, instruction),
+            | Class::Return => {
+                flow = Flow::End;
+                self.control(work, instruction)
+            }
             Class::RevealsPointers | Class::Assist | Class::Undefined | Class::Unsupported => {
                 Err(NeedsAssist)
             }
         };
         work.polled = poll;
-        match result {
-            Ok(()) => {
-                work.pass(instruction);
-                Flow::Next
-            }
-            Err(NeedsAssist) => {
+        match (result, flow) {
+            (Ok(()), Flow::Next) => work.pass(instruction),
+            (Ok(()), Flow::End) => {}
+            (Err(NeedsAssist), _) => {
+                // What was emitted before that was known may have borrowed registers.
+                work.emitter.rewind(&mark);
                 work.assist();
                 work.done += instruction.len() as u32;
-                Flow::End
+                flow = Flow::End;
             }
         }
+        flow
     }
 
     fn plain(
