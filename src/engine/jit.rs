@@ -11,7 +11,7 @@ use super::watchdog::{Stop, Watchdog};
 use super::{Capabilities, Engine, Unsupported, Visible};
 use crate::case::{Action, Case, ExceptionVector, MapModel, Mapping, Outcome, Trigger};
 use crate::exec::{Exit, Kick, Machine, MachineError, Vcpu};
-use crate::guest::Xstate;
+use crate::guest::{State, Xstate};
 use crate::memory::{Backing, MapError};
 
 /// Processor time that one leg may take, unless another is set.
@@ -174,7 +174,7 @@ impl Jit {
         Ok(Outcome {
             stop,
             events_applied: run.events_applied,
-            state: self.room().vcpu.state(),
+            state: as_interrupted(self.room().vcpu.state()),
             memory,
         })
     }
@@ -365,6 +365,17 @@ impl Engine for Jit {
         }
         result.map_err(|Failed(unsupported)| unsupported)
     }
+}
+
+/// A null selector as any interrupt leaves it, whose return clears its low bits: a state that was read
+/// out of a process has no other.
+fn as_interrupted(mut state: State) -> State {
+    for selector in &mut state.selectors.0 {
+        if *selector & !3 == 0 {
+            *selector = 0;
+        }
+    }
+    state
 }
 
 fn capabilities() -> Capabilities {

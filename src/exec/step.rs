@@ -44,6 +44,7 @@ impl Vcpu {
             Ok(instruction) => instruction,
             Err(exit) => return Stepped::Exit(exit),
         };
+        self.shadow = false;
         match self.execute(core, &instruction) {
             Ok(()) => Stepped::Done,
             Err(Undone::Again) => Stepped::Again,

@@ -41,6 +41,8 @@ pub struct Vcpu {
     pub(super) pc: GuestAddress,
     /// TF of the guest, which the host's RFLAGS never has.
     pub(super) trap: bool,
+    /// The instruction just stepped puts the trap of TF off to the next one.
+    pub(super) shadow: bool,
     pub(super) selectors: Selectors,
     pub(super) pkru: u32,
     /// Entries of the jump cache that are in use …
@@ -96,6 +98,7 @@ impl Vcpu {
             kick,
             pc: GuestAddress(0),
             trap: false,
+            shadow: false,
             selectors: Selectors::default(),
             pkru: PKRU_DEFAULT,
             filled: Vec::new(),
@@ -268,7 +271,9 @@ impl Vcpu {
                 core.hooks.take_stop();
                 End::Exit(exit)
             }
-            Stepped::Done | Stepped::Again if trap => End::Exit(Exit::exception(vector::DB)),
+            Stepped::Done | Stepped::Again if trap && !self.shadow => {
+                End::Exit(Exit::exception(vector::DB))
+            }
             Stepped::Done => End::Go,
             Stepped::Again => End::Step,
         }

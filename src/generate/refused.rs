@@ -45,6 +45,12 @@ pub(super) fn refusal(code: Code, info: &OpCodeInfo, host: &HostFeatures) -> Opt
     Some(Refusal { reason })
 }
 
+/// Whether a processor may execute `code` although its CPUID does not tell: hypervisors hide such
+/// features, and nothing else keeps guests from them.
+pub(super) fn may_be_hidden(code: Code) -> bool {
+    code.cpuid_features().contains(&CpuidFeature::PTWRITE)
+}
+
 fn by_feature(feature: CpuidFeature) -> Option<&'static str> {
     use CpuidFeature as F;
     Some(match feature {

@@ -8,7 +8,7 @@ use super::HostFeatures;
 use super::family::Family;
 use super::form::{Form, FormId, OperandForm};
 use super::operand::{Operand, operand_forms};
-use super::refused::{Refusal, refusal};
+use super::refused::{Refusal, may_be_hidden, refusal};
 use super::template::Template;
 
 const OTHER_ENCODING: &str = "another encoding, which decodes to a form that is generated";
@@ -45,7 +45,7 @@ impl FormTable {
         for code in Code::values() {
             let info = code.op_code();
             let exists = info.is_instruction() && info.mode64() && info.long_mode();
-            if exists && host.has_all(code.cpuid_features()) {
+            if exists && (host.has_all(code.cpuid_features()) || may_be_hidden(code)) {
                 match refusal(code, info, host) {
                     Some(refusal) => table.refuse(code, refusal),
                     None => table.add(code, &mut information),

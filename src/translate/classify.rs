@@ -188,7 +188,8 @@ fn by_mnemonic(code: Code) -> Option<Class> {
         M::Xgetbv | M::Xrstor | M::Xrstor64 | M::Rdpkru | M::Wrpkru | M::Movdir64b => Class::Assist,
         M::Xbegin | M::Xend | M::Xabort | M::Xtest => Class::Assist,
         M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => Class::Assist,
-        M::Sysenter | M::Sysexit | M::Sysret | M::Sysexitq | M::Sysretq => Class::Unsupported,
+        M::Sysexit | M::Sysret | M::Sysexitq | M::Sysretq | M::Rdpmc => Class::Assist,
+        M::Sysenter => Class::Unsupported,
         M::Clzero | M::Monitor | M::Mwait | M::Monitorx | M::Mwaitx | M::Umonitor => {
             Class::Unsupported
         }

@@ -145,6 +145,9 @@ fn emit_gate(code: &mut VecAssembler<X64Relocation>) -> usize {
     behind
 }
 
+/// `mov ds, ax` and so on, by hand: dynasm 5.1 has the opcode of the other direction for them.
+const MOV_TO_DS_ES_FS_GS: [[u8; 2]; 4] = [[0x8e, 0xd8], [0x8e, 0xc0], [0x8e, 0xe0], [0x8e, 0xe8]];
+
 /// Step 3.
 fn emit_enter(code: &mut VecAssembler<X64Relocation>) {
     dynasm!(code
@@ -153,10 +156,12 @@ fn emit_enter(code: &mut VecAssembler<X64Relocation>) {
         ; cmp DWORD [rbx + at(request::RUN)], 0
         ; je ->done
         ; xor eax, eax
-        ; mov ds, ax
-        ; mov es, ax
-        ; mov fs, ax
-        ; mov gs, ax
+    );
+    for load in MOV_TO_DS_ES_FS_GS {
+        code.extend(load);
+    }
+    dynasm!(code
+        ; .arch x64
         ; mov rax, [rbx + at(request::BASES)]
         ; wrfsbase rax
         ; mov rax, [rbx + at(request::BASES + 8)]

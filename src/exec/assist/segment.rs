@@ -35,6 +35,7 @@ impl Vcpu {
             }
             let selector = self.operand(core, instruction, 1, 2)? as u16;
             self.load_selector(register, selector)?;
+            self.shadow = register == Register::SS;
         } else {
             let selector = u64::from(self.selector(instruction.op1_register()));
             // Memory takes 16 bits whatever the operand size.
@@ -136,11 +137,8 @@ impl Vcpu {
         let offset = self.load_word(core, address, size)?;
         let selector = self.load_word(core, address.wrapping_add(size as u64), 2)? as u16;
         code_selector(selector, true)?;
-        if !is_canonical(offset) {
-            return Err(Exit::general_protection().into());
-        }
+        let before = self.gpr(SP);
         if instruction.mnemonic() == Mnemonic::Call {
-            let before = self.gpr(SP);
             let old = u64::from(self.selectors.0[1]);
             let pushed = self
                 .push_word(core, old, size)
@@ -149,6 +147,11 @@ impl Vcpu {
                 self.set_gpr(SP, before);
                 return Err(exit.into());
             }
+        }
+        if !is_canonical(offset) {
+            // What was pushed stays in memory.
+            self.set_gpr(SP, before);
+            return Err(Exit::general_protection().into());
         }
         self.selectors.0[1] = selector & !3 | 3;
         self.pc = GuestAddress(offset);
@@ -164,8 +167,9 @@ impl Vcpu {
             Code::Retfq => (8, 0),
             _ => (8, instruction.immediate16()),
         };
+        // The order and the sizes that the processor takes, which show in page faults.
+        let selector = self.load_stack_at(core, size as u64, 2)? as u16;
         let offset = self.load_stack(core, size)?;
-        let selector = self.load_stack_at(core, size as u64, size)? as u16;
         code_selector(selector, false)?;
         if !is_canonical(offset) {
             return Err(Exit::general_protection().into());
@@ -187,12 +191,13 @@ impl Vcpu {
             Mnemonic::Iretd => 4,
             _ => 8,
         };
-        let mut words = [0; 5];
-        for (word, place) in words.iter_mut().zip(0..) {
-            *word = self.load_stack_at(core, place * size as u64, size)?;
-        }
-        let [offset, selector, rflags, rsp, stack] = words;
+        let load =
+            |vcpu: &Self, place: u64, bytes| vcpu.load_stack_at(core, place * size as u64, bytes);
+        // The order and the sizes that the processor takes, which show in page faults.
+        let (rflags, selector) = (load(self, 2, size)?, load(self, 1, 2)?);
+        let offset = load(self, 0, size)?;
         code_selector(selector as u16, false)?;
+        let (stack, rsp) = (load(self, 4, 2)?, load(self, 3, size)?);
         self.load_selector(Register::SS, stack as u16)?;
         if !is_canonical(offset) {
             return Err(Exit::general_protection().into());

@@ -55,8 +55,12 @@ impl Vcpu {
             | M::Vmxon
             | M::Vmcall
             | M::Vmfunc
+            | M::Encls
             | M::Invept
             | M::Invvpid => Err(Exit::exception(vector::UD).into()),
+            M::Rdpmc | M::Sysret | M::Sysretq | M::Sysexit | M::Sysexitq => {
+                Err(Exit::general_protection().into())
+            }
             _ if instruction.is_privileged() => Err(Exit::general_protection().into()),
             M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => {
                 Err(Exit::general_protection().into())

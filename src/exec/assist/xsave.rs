@@ -58,9 +58,9 @@ impl Vcpu {
                 place = Some(compacted_offset(format, PKRU));
             }
             if let Some(place) = place.filter(|_| in_use || !compacts)
-                && let Some(bytes) = area.get_mut(place..place + 8)
+                && let Some(bytes) = area.get_mut(place..place + 4)
             {
-                bytes.copy_from_slice(&u64::from(pkru).to_le_bytes());
+                bytes.copy_from_slice(&pkru.to_le_bytes());
             }
         })
     }
