@@ -9,6 +9,8 @@ mod common;
 mod far;
 #[path = "jit_system/pair.rs"]
 mod pair;
+#[path = "jit_system/strings.rs"]
+mod strings;
 #[path = "jit_system/xsave.rs"]
 mod xsave;
 
@@ -205,6 +207,38 @@ fn privileged_and_undefined_instructions() {
             case.state.gpr[6] = DATA + 0x100;
             case.state.gpr[1] = 1;
             pair.agree(&format!("{code:x?}"), &case);
+        }
+    });
+}
+
+/// Up to 17 bytes by prefixes in front, of instructions that exist and that do not.
+#[test]
+fn lengths_of_instructions() {
+    let instructions: &[&[u8]] = &[
+        b"\x90",
+        b"\x48\x01\xd8",
+        b"\x48\x81\x87\x10\x00\x00\x00\x01\x00\x00\x00",
+        b"\xc5\xfc\x58\xc1",
+        b"\xc4\xe3\x7d\x18\x87\x10\x00\x00\x00\x01",
+        b"\x62\xf1\x7c\x48\x58\x87\x40\x00\x00\x00",
+        b"\x62\x91\x00\x00\x00\xa4\xf4\x10\x00\x00\x00",
+        b"\xc4\xe3\x00\xff\x87\x10\x00\x00\x00\x01",
+        b"\x0f\x0b",
+        b"\x0f\x04",
+        b"\x06",
+    ];
+    with_engines(|pair| {
+        for instruction in instructions {
+            for prefix in [0x2e, 0x66, 0x67, 0xf2, 0x40] {
+                for count in 0..=17_usize.saturating_sub(instruction.len()) {
+                    let mut code = vec![prefix; count];
+                    code.extend_from_slice(instruction);
+                    code.extend_from_slice(b"\x90\x90\x90\xf4");
+                    let mut case = case_of_bytes(&code);
+                    case.state.gpr[7] = DATA;
+                    pair.agree(&format!("{code:x?}"), &case);
+                }
+            }
         }
     });
 }

@@ -1,5 +1,27 @@
-//! Every atomic, lock and thread of the code cache and of the run loop comes from here, so that one
-//! file decides which implementation of them the protocols run on.
+//! Every atomic, lock, epoch and thread of the code cache and of the run loop comes from here, so that
+//! one file decides which implementation of them the protocols run on: the standard library's, or
+//! loom's, which explores their interleavings.
 
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-pub(crate) use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+#[cfg(not(loom))]
+mod implementation {
+    pub(crate) use std::hint::spin_loop;
+    pub(crate) use std::sync::atomic::{
+        AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    pub(crate) use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+    pub(crate) use std::thread::yield_now;
+}
+
+#[cfg(loom)]
+mod implementation {
+    pub(crate) use loom::hint::spin_loop;
+    pub(crate) use loom::sync::atomic::{
+        AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    pub(crate) use loom::sync::{Arc, Mutex, MutexGuard};
+    pub(crate) use loom::thread::yield_now;
+    pub(crate) use std::sync::PoisonError;
+}
+
+pub(crate) use crossbeam_epoch::{Atomic, Guard, Owned, Shared, pin};
+pub(crate) use implementation::*;

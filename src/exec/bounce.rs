@@ -80,7 +80,9 @@ impl Vcpu {
                 let faulting = address.page_start().wrapping_add(place);
                 let last =
                     address.wrapping_add(instruction.memory_size().size() as u64).0.wrapping_sub(1);
-                if !is_canonical(faulting.0) || !is_canonical(last) {
+                // Of a masked operand only the parts that are used count.
+                let whole = is_canonical(last) || is_masked(instruction);
+                if !is_canonical(faulting.0) || !whole {
                     return not_canonical(instruction);
                 }
                 let write = fault.error >> 1 & 1 != 0;
@@ -183,6 +185,16 @@ impl Vcpu {
             block.set_xsave_data_pointer(linear.wrapping_sub(base));
         }
     }
+}
+
+/// Whether an instruction leaves parts of its operand alone.
+fn is_masked(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    instruction.has_op_mask()
+        || matches!(
+            instruction.mnemonic(),
+            M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq
+        )
 }
 
 /// FXSAVE and FXRSTOR look at their alignment after everything else.

@@ -6,7 +6,7 @@ use std::io;
 
 use iced_x86::{CpuidFeature, Decoder, DecoderOptions, FlowControl};
 
-use super::cpuid::{CpuidModel, guest_features};
+use super::cpuid::CpuidModel;
 use super::hook_context::{HookContext, MemoryAccess};
 use super::hooks::{HookError, HookId, Hooks, Removed, Span};
 use super::mmio::Device;
@@ -83,7 +83,7 @@ impl Core {
             watched: HashSet::new(),
             source: Vec::new(),
             cpuid: CpuidModel::default(),
-            host: guest_features(),
+            host: HostFeatures::detect(),
             _registration: registration,
         })
     }

@@ -3,10 +3,6 @@
 use std::arch::x86_64::CpuidResult;
 use std::collections::BTreeMap;
 
-use iced_x86::CpuidFeature;
-
-use crate::guest::HostFeatures;
-
 /// The host's answers, but for the leaves that are set here and the features that guests do not get.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuidModel {
@@ -36,40 +32,6 @@ impl CpuidModel {
         mask(leaf, subleaf, &mut answer);
         answer
     }
-}
-
-/// What the host may have and guests do not: its instructions are undefined for them.
-const HIDDEN: &[CpuidFeature] = {
-    use CpuidFeature as F;
-    &[
-        F::AMX_TILE,
-        F::AMX_INT8,
-        F::AMX_BF16,
-        F::AMX_FP16,
-        F::AMX_COMPLEX,
-        F::UINTR,
-        F::ENQCMD,
-        F::WAITPKG,
-        F::MONITOR,
-        F::MONITORX,
-        F::TSXLDTRK,
-        F::KL,
-        F::AESKLE,
-        F::WIDE_KL,
-        F::SGX1,
-        F::CET_SS,
-        F::LWP,
-        F::MPX,
-    ]
-};
-
-/// The host's instruction sets without those that guests do not have.
-pub(super) fn guest_features() -> HostFeatures {
-    let mut features = HostFeatures::detect();
-    for feature in HIDDEN {
-        features.remove(*feature);
-    }
-    features
 }
 
 /// Takes away what guests cannot use: AMX, transactions, user interrupts, ENQCMD, shadow stacks,

@@ -175,7 +175,8 @@ impl Vcpu {
         let Some(opcode) = opcode else { return };
         let noted = u16::from_le_bytes([image[6], image[7]]);
         let pending = image[2] & PENDING != 0;
-        if pending && opcode.host == noted {
+        // An exception that the guest has cleared by now has left its opcode too.
+        if opcode.host == noted {
             image[6..8].copy_from_slice(&opcode.guest.to_le_bytes());
         }
         if !pending && self.notes_exceptions_only {

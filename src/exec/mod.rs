@@ -16,6 +16,7 @@ mod hook_context;
 mod hooks;
 mod kick;
 mod leave;
+mod length;
 mod machine;
 mod mmio;
 mod shared;

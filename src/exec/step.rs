@@ -11,6 +11,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Register};
 use super::access::{Access, page_fault};
 use super::core::Core;
 use super::exit::{Exit, vector};
+use super::length::{MOST_BYTES, length};
 use super::vcpu::{End, Fault, Stepped, Vcpu, lost};
 use crate::guest::{Flag, GuestAddress, PAGE_SIZE};
 use crate::memory::WriteFault;
@@ -58,12 +59,16 @@ impl Vcpu {
             return Err(Exit::general_protection());
         }
         self.bytes.clear();
-        core.memory.fetch(self.pc, 15, &mut self.bytes);
+        core.memory.fetch(self.pc, MOST_BYTES, &mut self.bytes);
         let mut decoder = Decoder::with_ip(64, &self.bytes, self.pc.0, DecoderOptions::NONE);
         let instruction = decoder.decode();
-        if decoder.last_error() == DecoderError::NoMoreBytes && self.bytes.len() < 15 {
+        if decoder.last_error() == DecoderError::NoMoreBytes && self.bytes.len() < MOST_BYTES {
             let missing = self.pc.wrapping_add(self.bytes.len() as u64);
             return Err(page_fault(core, missing, Access::Fetch));
+        }
+        let full = self.bytes.len() == MOST_BYTES;
+        if full && instruction.is_invalid() && length(&self.bytes) > MOST_BYTES {
+            return Err(Exit::general_protection());
         }
         self.bytes.truncate(instruction.len());
         Ok(instruction)

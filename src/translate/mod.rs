@@ -33,6 +33,7 @@ pub use block::{
 };
 pub use classify::{Class, class};
 pub(crate) use control::is_canonical;
+pub(crate) use operand::is_prefix;
 pub(crate) use vcpu_block::at;
 pub use vcpu_block::{PROBE_REACH, ProbeShape, SLOT_BYTES, VcpuBlock, XSAVE_BYTES};
 

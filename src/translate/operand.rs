@@ -411,6 +411,7 @@ fn verbatim(bytes: &[u8]) -> bool {
     }
 }
 
-fn is_prefix(byte: u8) -> bool {
+/// Whether a byte is a legacy prefix or REX.
+pub(crate) fn is_prefix(byte: u8) -> bool {
     matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
 }

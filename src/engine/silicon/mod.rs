@@ -47,7 +47,7 @@ const BASES: [u64; 3] = [0x3a5c_71e9_4000, 0x1d93_b2c6_8000, 0x52e7_0b8d_f000];
 const LEG_TIME: Duration = Duration::from_millis(10);
 /// … and after which, in a second try, it has. Under a hypervisor a process is charged for time in
 /// which its virtual CPU did not run, so one look does not tell.
-const SECOND_LEG_TIME: Duration = Duration::from_millis(200);
+const SECOND_LEG_TIME: Duration = Duration::from_secs(2);
 
 /// See the file's head.
 #[derive(Debug)]

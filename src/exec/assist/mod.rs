@@ -56,7 +56,7 @@ impl Vcpu {
 
     fn other(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
         use Mnemonic as M;
-        if is_virtualisation(instruction) && !core.has_all(instruction.cpuid_features()) {
+        if is_rare(instruction) && !core.has_all(instruction.cpuid_features()) {
             return Err(Exit::exception(exceptions::UD).into());
         }
         match instruction.mnemonic() {
@@ -82,11 +82,13 @@ impl Vcpu {
     }
 }
 
-/// Instructions of AMD's virtual machines, which are privileged where they exist at all.
-fn is_virtualisation(instruction: &Instruction) -> bool {
+/// Privileged instructions that few processors have, and are undefined to the others.
+fn is_rare(instruction: &Instruction) -> bool {
     use CpuidFeature as F;
     let features = instruction.cpuid_features();
-    features.iter().any(|feature| matches!(feature, F::SVM | F::SKINIT | F::SKINIT_or_SVM))
+    features.iter().any(|feature| {
+        matches!(feature, F::SVM | F::SKINIT | F::SKINIT_or_SVM | F::KL | F::PCONFIG)
+    })
 }
 
 const UNKNOWN: &str = "an instruction outside the whitelist";

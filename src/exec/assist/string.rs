@@ -45,6 +45,7 @@ impl Vcpu {
             // volume 2, "REP").
             let compared = self.iteration(core, instruction, mask).inspect_err(|_| {
                 self.set_rflags(flags);
+                self.narrow_unused(instruction, mask);
             })?;
             self.set_gpr(RCX, (left - 1) & mask);
             let zero = self.rflags() & Flag::ZF.mask() != 0;
@@ -62,7 +63,7 @@ impl Vcpu {
     }
 
     /// What silicon does to the registers of a repeated instruction with 32-bit addresses whose count
-    /// is zero: the count loses its upper half, and so do the pointers of MOVS and STOS.
+    /// is zero, or that faults: the count loses its upper half, and so do the pointers of MOVS and STOS.
     fn narrow_unused(&mut self, instruction: &Instruction, mask: u64) {
         use Mnemonic as M;
         self.set_gpr(RCX, self.gpr(RCX) & mask);
@@ -191,7 +192,10 @@ impl Vcpu {
     ) -> Result<(), Undone> {
         let narrow = instruction.op_kinds().any(|kind| kind == OpKind::MemorySegEDI);
         let mask = if narrow { 0xffff_ffff } else { u64::MAX };
-        let start = self.segment_base(instruction).wrapping_add(self.gpr(RDI) & mask);
+        let (base, offset) = (self.segment_base(instruction), self.gpr(RDI));
+        let byte = |index: usize| {
+            GuestAddress(base.wrapping_add(offset.wrapping_add(index as u64) & mask))
+        };
         if instruction.op1_register().is_mm() {
             self.enter_mmx();
         }
@@ -207,17 +211,17 @@ impl Vcpu {
             (bytes(instruction.op1_register()), bytes(instruction.op2_register()));
         let wanted: Vec<usize> =
             (0..data.len()).filter(|&index| control[index] & 0x80 != 0).collect();
-        if !is_canonical(start) {
+        if !is_canonical(byte(0).0) {
             return Err(Exit::general_protection().into());
         }
         // Silicon checks halves of eight bytes, the upper first, whatever the mask says.
         for half in (0..data.len()).step_by(8).rev() {
-            let place = GuestAddress(start.wrapping_add(half as u64));
+            let place = byte(half);
             self.check_alignment(place, 8)?;
             self.check(core, place, 8, Access::Write)?;
         }
         for index in wanted {
-            self.store(core, GuestAddress(start.wrapping_add(index as u64)), &data[index..=index])?;
+            self.store(core, byte(index), &data[index..=index])?;
         }
         self.pass(instruction);
         Ok(())
@@ -261,6 +265,7 @@ impl Vcpu {
                 return Err(not_canonical(instruction).into());
             }
             place = Some(address);
+            self.check_alignment(address, size)?;
             if instruction.mnemonic() != Mnemonic::Bt {
                 self.check(core, address, size, Access::Write)?;
             }

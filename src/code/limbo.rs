@@ -1,0 +1,49 @@
+//! [`Limbo`]: where retired things are until no vCPU can be in them.
+//!
+//! A vCPU looks up and runs code under one guard of the epoch. So what was made unreachable before it
+//! was put here is out of use once every guard of that time is gone; then it comes back by
+//! [`Limbo::returned`], to be used again or dropped (I5).
+
+use super::sync::{Arc, AtomicUsize, Guard, Mutex, Ordering, PoisonError, pin};
+
+/// See the file's head.
+#[derive(Debug)]
+pub(crate) struct Limbo<T> {
+    back: Arc<Mutex<Vec<T>>>,
+    inside: Arc<AtomicUsize>,
+}
+
+impl<T: Send + 'static> Limbo<T> {
+    pub(crate) fn new() -> Self {
+        Self { back: Arc::new(Mutex::new(Vec::new())), inside: Arc::new(AtomicUsize::new(0)) }
+    }
+
+    /// How many things are in it or on their way back.
+    pub(crate) fn count(&self) -> usize {
+        self.inside.load(Ordering::Relaxed)
+    }
+
+    /// Takes in what no lookup finds any more.
+    pub(crate) fn retire(&self, thing: T, guard: &Guard) {
+        self.inside.fetch_add(1, Ordering::Relaxed);
+        let back = Arc::clone(&self.back);
+        guard.defer(move || back.lock().unwrap_or_else(PoisonError::into_inner).push(thing));
+        guard.flush();
+    }
+
+    /// What has come back.
+    pub(crate) fn returned(&self) -> Vec<T> {
+        let back =
+            std::mem::take(&mut *self.back.lock().unwrap_or_else(PoisonError::into_inner));
+        self.inside.fetch_sub(back.len(), Ordering::Relaxed);
+        back
+    }
+
+    /// Lets time go on for what waits. The caller has no guard.
+    pub(crate) fn hurry(&self) {
+        // An epoch is over when all guards have seen it; what is retired in one waits for two more.
+        for _ in 0..3 {
+            pin().flush();
+        }
+    }
+}
