@@ -1,20 +1,17 @@
 //! [`Arena`]: host memory for code. One memfd, mapped twice: writable at one address, executable at
-//! another, never both at one. It is cut into chunks of one size, so that nothing can fragment, and
-//! begins with a prelude of code that every block can reach.
+//! another, never both at one. It is cut into chunks of one size ([`Chunks`]), so that nothing can
+//! fragment, and begins with a prelude of code that every block can reach.
 #![allow(unsafe_code, reason = "maps memory that is executed, and writes to it")]
 
 use std::io;
 
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::os::memfd;
+use super::chunks::{Census, ChunkId, Chunks, Serialise};
+use crate::os::{memfd, serialise_cores};
 
 /// Bytes of a chunk, which is more than any block has.
 pub(crate) const CHUNK_BYTES: usize = 16 << 10;
-
-/// Names a chunk: its index in the arena.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct ChunkId(pub(crate) u32);
 
 impl ChunkId {
     /// Offset in the arena of its first byte.
@@ -28,11 +25,17 @@ impl ChunkId {
 pub(crate) struct Arena {
     writable: MmapRaw,
     executable: MmapRaw,
-    chunks: u32,
-    /// Chunks never used begin here; …
-    fresh: u32,
-    /// … those used and given back, the last given first taken, since it is still in the caches.
-    free: Vec<ChunkId>,
+    chunks: Chunks<Cores>,
+}
+
+/// Every core that runs a thread of this process.
+#[derive(Debug)]
+struct Cores;
+
+impl Serialise for Cores {
+    fn serialise(&self) {
+        serialise_cores();
+    }
 }
 
 // SAFETY: the mappings belong to the arena alone; only `&mut self` writes.
@@ -51,31 +54,25 @@ impl Arena {
         let executable = unsafe { MmapOptions::new().len(size).map_exec(&file)? };
         let executable = MmapRaw::from(executable);
         let taken = prelude.len().div_ceil(CHUNK_BYTES) as u32;
-        let chunks = chunks as u32;
-        let mut arena = Self { writable, executable, chunks, fresh: taken, free: Vec::new() };
+        let chunks = Chunks::new(Cores, chunks as u32, taken);
+        let mut arena = Self { writable, executable, chunks };
         arena.write(0, prelude);
         Ok(arena)
     }
 
     /// A chunk that nobody uses, if there is one left.
     pub(crate) fn take(&mut self) -> Option<ChunkId> {
-        if let Some(chunk) = self.free.pop() {
-            return Some(chunk);
-        }
-        let chunk = (self.fresh < self.chunks).then_some(ChunkId(self.fresh))?;
-        self.fresh += 1;
-        Some(chunk)
+        self.chunks.take()
     }
 
     /// Gives a chunk back that no vCPU can be in.
     pub(crate) fn give_back(&mut self, chunk: ChunkId) {
-        self.free.push(chunk);
+        self.chunks.give_back(chunk);
     }
 
-    /// Chunks in use, the prelude's apart, and chunks that can be taken.
-    pub(crate) fn chunks(&self) -> (usize, usize) {
-        let free = self.free.len() + (self.chunks - self.fresh) as usize;
-        ((self.chunks as usize) - free, free)
+    /// How many chunks are in use, and how many can be taken.
+    pub(crate) fn census(&self) -> Census {
+        self.chunks.census()
     }
 
     /// Writes code at `offset`.

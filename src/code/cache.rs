@@ -1,10 +1,19 @@
-//! [`CodeCache`]: the table of regions. Finds the translation of a guest address and the guest code of
-//! a host address, puts translated blocks in place, chains them, and retires regions.
+//! [`CodeCache`]: all regions. Finds the translation of a guest address and the guest code of a host
+//! address, puts translated blocks in place, chains them, and retires regions.
+//!
+//! It is changed by one thread at a time. Any other may look up meanwhile, in the [`Lookups`] that it
+//! shares, and run what it has found. So a region goes in steps: retired, it is out of the lookups, and
+//! each vCPU is asked to come out; once no vCPU can be in it or come back to what it knows of it
+//! ([`Limbo`]), it and its code memory go.
 
 use std::collections::HashMap;
 
 use super::arena::{Arena, CHUNK_BYTES};
+use super::chunks::ChunkId;
+use super::limbo::Limbo;
 use super::region::{Block, Key, Region, RegionId};
+use super::sync::{Arc, Guard, pin};
+use super::table::Table;
 use crate::guest::{GuestAddress, PAGE_SIZE};
 use crate::translate::{CODE_ALIGNMENT, Stub, TranslatedBlock};
 
@@ -14,7 +23,10 @@ pub(crate) struct CodeCache {
     arena: Arena,
     /// Offset in the arena of each stub.
     stubs: [u32; Stub::ALL.len()],
+    lookups: Arc<Lookups>,
+    /// Those that are retired too, until they go.
     regions: HashMap<RegionId, Region>,
+    limbo: Limbo<RegionId>,
     /// By number of a guest page: the region that it lies in, …
     table: HashMap<u64, RegionId>,
     /// … and those whose blocks reach into it from another.
@@ -25,13 +37,31 @@ pub(crate) struct CodeCache {
     figures: Figures,
 }
 
+/// What any thread may read of a code cache at any time.
+#[derive(Debug)]
+pub(crate) struct Lookups(Table<u64>);
+
+/// Lists of the table; more pages than this share lists.
+const BUCKETS: usize = 1 << 12;
+
+impl Lookups {
+    /// Host address of the translation with this key. It may be run as long as `guard` lives.
+    pub(crate) fn find(&self, key: Key, guard: &Guard) -> Option<u64> {
+        self.0.find(page(key.pc), key.tagged(), guard)
+    }
+}
+
 /// What the code cache has done and holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
     /// Blocks translated.
     pub translations: u64,
-    /// Regions retired.
+    /// Regions retired, …
     pub regions_retired: u64,
+    /// … and of them those that no vCPU can be in any more, whose memory can be used again.
+    pub regions_reclaimed: u64,
+    /// Blocks invalidated one by one.
+    pub blocks_invalidated: u64,
     /// Direct jumps pointed at their targets.
     pub chained: u64,
     /// Guest instructions translated.
@@ -40,9 +70,13 @@ pub struct Figures {
     pub guest_bytes: u64,
     /// See [`Self::guest_bytes`].
     pub host_bytes: u64,
-    /// Bytes of code memory in use …
+    /// Bytes of code memory given back, …
+    pub reclaimed_bytes: u64,
+    /// … in use, those of retired regions included, …
     pub used_bytes: u64,
-    /// … and free.
+    /// … of retired regions alone, …
+    pub retired_bytes: u64,
+    /// … and free. All chunks have one size, so none of it is lost to fragments.
     pub free_bytes: u64,
 }
 
@@ -64,7 +98,9 @@ impl CodeCache {
         Self {
             arena,
             stubs,
+            lookups: Arc::new(Lookups(Table::new(BUCKETS))),
             regions: HashMap::new(),
+            limbo: Limbo::new(),
             table: HashMap::new(),
             straddling: HashMap::new(),
             owners: Vec::new(),
@@ -74,9 +110,20 @@ impl CodeCache {
     }
 
     pub(crate) fn figures(&self) -> Figures {
-        let (used, free) = self.arena.chunks();
+        let census = self.arena.census();
         let bytes = |chunks: usize| (chunks * CHUNK_BYTES) as u64;
-        Figures { used_bytes: bytes(used), free_bytes: bytes(free), ..self.figures }
+        let retired = self.regions.values().filter(|region| region.retired);
+        Figures {
+            used_bytes: bytes(census.used),
+            retired_bytes: bytes(retired.map(|region| region.chunks.len()).sum()),
+            free_bytes: bytes(census.free + census.stale),
+            ..self.figures
+        }
+    }
+
+    /// What other threads look up in.
+    pub(crate) fn lookups(&self) -> Arc<Lookups> {
+        Arc::clone(&self.lookups)
     }
 
     pub(crate) fn arena(&self) -> &Arena {
@@ -87,9 +134,9 @@ impl CodeCache {
         &mut self.arena
     }
 
-    /// Whether there is no region.
+    /// Whether there is no region but retired ones.
     pub(crate) fn is_empty(&self) -> bool {
-        self.regions.is_empty()
+        self.table.is_empty()
     }
 
     /// Host address of a stub.
@@ -99,8 +146,7 @@ impl CodeCache {
 
     /// Host address of the translation with this key.
     pub(crate) fn find(&self, key: Key) -> Option<u64> {
-        let region = self.regions.get(self.table.get(&page(key.pc))?)?;
-        Some(self.arena.address(region.find(key)?.offset))
+        self.lookups.find(key, &pin())
     }
 
     /// The region that `pc` lies in.
@@ -144,10 +190,16 @@ impl CodeCache {
         let region = self.regions.get_mut(&id).expect("the caller has just found it");
         let number = region.blocks.len() as u32;
         region.blocks.push(Block { key, offset, translated, length: code.len() });
-        region.index.insert(key, number);
         let (_, blocks) = region.chunks.last_mut().expect("space was just taken from it");
         blocks.push(number);
-        Ok(self.arena.address(offset))
+        // Last: from here on other vCPUs run it.
+        let (address, guard) = (self.arena.address(offset), pin());
+        region.live.index.insert(key.tagged(), address, &guard);
+        if !region.pages.contains(&page(key.pc)) {
+            region.pages.push(page(key.pc));
+            self.lookups.0.insert(page(key.pc), Arc::clone(&region.live), &guard);
+        }
+        Ok(address)
     }
 
     /// Resolves the calls of stubs in `code`, which goes to `offset` of the arena.
@@ -187,28 +239,35 @@ impl CodeCache {
         }
     }
 
-    /// The block that a host address lies in.
+    /// The block that a host address lies in, of a retired region too.
     pub(crate) fn locate(&self, address: u64) -> Option<Located<'_>> {
         let offset = self.arena.offset(address)?;
-        let chunk = super::arena::ChunkId((offset / CHUNK_BYTES) as u32);
+        let chunk = ChunkId((offset / CHUNK_BYTES) as u32);
         let region = (*self.owners.get(chunk.0 as usize)?)?;
         let block = self.regions.get(&region)?.block_at(chunk, offset)?;
         Some(Located { block, offset: (offset - block.offset) as u32 })
     }
 
-    /// Points a direct jump of the block at `from` at `target`, which is in the same region.
+    /// Points a direct jump of the block at `from` at `target`, if that is in the same region: not if
+    /// one of them is retired.
     pub(crate) fn chain(&mut self, from: u64, patch: u32, target: u64) {
         let place = self.arena.offset(from).expect("blocks are in the arena") + patch as usize;
         let target = self.arena.offset(target).expect("blocks are in the arena");
+        if self.owners[place / CHUNK_BYTES] != self.owners[target / CHUNK_BYTES] {
+            return;
+        }
         let distance = target as i64 - (place + 4) as i64;
         self.arena.patch(place, distance as i32 as u32);
         self.figures.chained += 1;
     }
 
-    /// Takes a block out of the index, so that no lookup finds it. Chained jumps still do.
+    /// Makes a block one that no lookup finds. Chained jumps still do.
     pub(crate) fn forget(&mut self, key: Key) {
-        if let Some(region) = self.region_of(key.pc).and_then(|id| self.regions.get_mut(&id)) {
-            region.index.remove(&key);
+        let region = self.region_of(key.pc).and_then(|id| self.regions.get(&id));
+        if let Some(region) = region
+            && region.live.index.invalidate(key.tagged(), &pin()).is_some()
+        {
+            self.figures.blocks_invalidated += 1;
         }
     }
 
@@ -231,9 +290,17 @@ impl CodeCache {
         }
     }
 
-    /// Takes a region out of the table and gives its memory back. No vCPU is in it.
+    /// Takes a region out of all lookups; whether it was there. The caller then asks every vCPU to come
+    /// out.
     fn retire(&mut self, id: RegionId) -> bool {
-        let Some(region) = self.regions.remove(&id) else { return false };
+        let region = self.regions.get_mut(&id).filter(|region| !region.retired);
+        let Some(region) = region else { return false };
+        let guard = pin();
+        region.retired = true;
+        region.live.retire();
+        for page in &region.pages {
+            self.lookups.0.remove(*page, &region.live, &guard);
+        }
         for page in page(region.span.0)..=page(region.span.1) {
             self.table.remove(&page);
         }
@@ -245,12 +312,27 @@ impl CodeCache {
                 }
             }
         }
-        for (chunk, _) in region.chunks {
-            self.owners[chunk.0 as usize] = None;
-            self.arena.give_back(chunk);
-        }
         self.figures.regions_retired += 1;
+        self.limbo.retire(id, &guard);
         true
+    }
+
+    /// Gives back the memory of retired regions that no vCPU can be in any more.
+    pub(crate) fn reclaim(&mut self) {
+        for id in self.limbo.returned() {
+            let region = self.regions.remove(&id).expect("it is kept until now");
+            for (chunk, _) in region.chunks {
+                self.owners[chunk.0 as usize] = None;
+                self.arena.give_back(chunk);
+                self.figures.reclaimed_bytes += CHUNK_BYTES as u64;
+            }
+            self.figures.regions_reclaimed += 1;
+        }
+    }
+
+    /// Retired regions that are not reclaimed.
+    pub(crate) fn waiting(&self) -> usize {
+        self.limbo.count()
     }
 }
 

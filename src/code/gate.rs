@@ -123,6 +123,11 @@ impl<B: Bell> Gates<B> {
         self.list(|all| all.iter().for_each(|gate| gate.bell.ring()));
     }
 
+    /// How often code was invalidated.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
     /// Waits until each vCPU that was inside has been outside, but for the caller's own.
     pub(crate) fn wait(&self) {
         // Pairs with that of `enter`.

@@ -33,17 +33,16 @@ impl<T: Send + 'static> Limbo<T> {
 
     /// What has come back.
     pub(crate) fn returned(&self) -> Vec<T> {
-        let back =
-            std::mem::take(&mut *self.back.lock().unwrap_or_else(PoisonError::into_inner));
+        let back = std::mem::take(&mut *self.back.lock().unwrap_or_else(PoisonError::into_inner));
         self.inside.fetch_sub(back.len(), Ordering::Relaxed);
         back
     }
+}
 
-    /// Lets time go on for what waits. The caller has no guard.
-    pub(crate) fn hurry(&self) {
-        // An epoch is over when all guards have seen it; what is retired in one waits for two more.
-        for _ in 0..3 {
-            pin().flush();
-        }
+/// Lets time go on for what waits in any limbo. The caller has no guard.
+pub(crate) fn hurry() {
+    // An epoch is over when all guards have seen it; what is retired in one waits for two more.
+    for _ in 0..3 {
+        pin().flush();
     }
 }

@@ -8,10 +8,16 @@
 
 mod arena;
 mod cache;
+mod chunks;
+pub(crate) mod gate;
+mod index;
+mod limbo;
 mod region;
 pub(crate) mod sync;
+mod table;
 
 pub(crate) use arena::{Arena, CHUNK_BYTES};
-pub(crate) use cache::CodeCache;
 pub use cache::Figures;
+pub(crate) use cache::{CodeCache, Lookups};
+pub(crate) use limbo::hurry;
 pub(crate) use region::Key;

@@ -1,8 +1,9 @@
 //! [`Region`]: a span of guest pages and the blocks translated from it.
 
-use std::collections::HashMap;
-
-use super::arena::ChunkId;
+use super::chunks::ChunkId;
+use super::index::{Index, Tagged};
+use super::sync::Arc;
+use super::table::Live;
 use crate::guest::GuestAddress;
 use crate::translate::TranslatedBlock;
 
@@ -13,6 +14,13 @@ pub(crate) struct Key {
     pub(crate) pc: GuestAddress,
     /// It takes its instructions off the budget.
     pub(crate) counted: bool,
+}
+
+impl Key {
+    /// As lookups see it: a vCPU in long mode, whose blocks count or do not.
+    pub(crate) fn tagged(self) -> Tagged {
+        Tagged { pc: self.pc.0, tag: 1 | u32::from(self.counted) << 1 }
+    }
 }
 
 /// A block in its place.
@@ -31,15 +39,22 @@ pub(crate) struct Block {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RegionId(pub(crate) u64);
 
+/// Places for blocks that a region begins with.
+const FIRST_PLACES: usize = 16;
+
 /// See the file's head.
 #[derive(Debug)]
 pub(crate) struct Region {
     /// First and last guest address.
     pub(crate) span: (GuestAddress, GuestAddress),
+    /// What lookups see: the present block of each key, by its host address.
+    pub(crate) live: Arc<Live<u64>>,
+    /// Pages that have a block, and so lead here.
+    pub(crate) pages: Vec<u64>,
+    /// No lookup finds it; a vCPU may still be in it.
+    pub(crate) retired: bool,
     /// Its blocks in order of their making, …
     pub(crate) blocks: Vec<Block>,
-    /// … the present one of each key, …
-    pub(crate) index: HashMap<Key, u32>,
     /// … and for each chunk, its blocks by offset.
     pub(crate) chunks: Vec<(ChunkId, Vec<u32>)>,
     /// Bytes used of the last chunk.
@@ -52,17 +67,14 @@ impl Region {
     pub(crate) fn new(span: (GuestAddress, GuestAddress)) -> Self {
         Self {
             span,
+            live: Arc::new(Live::new(Index::new(FIRST_PLACES))),
+            pages: Vec::new(),
+            retired: false,
             blocks: Vec::new(),
-            index: HashMap::new(),
             chunks: Vec::new(),
             fill: 0,
             straddled: Vec::new(),
         }
-    }
-
-    /// The block with this key.
-    pub(crate) fn find(&self, key: Key) -> Option<&Block> {
-        self.index.get(&key).map(|&index| &self.blocks[index as usize])
     }
 
     /// The block whose code is at `offset` of the arena, which lies in `chunk`.

@@ -4,7 +4,6 @@
 
 #[cfg(not(loom))]
 mod implementation {
-    pub(crate) use std::hint::spin_loop;
     pub(crate) use std::sync::atomic::{
         AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
@@ -14,7 +13,6 @@ mod implementation {
 
 #[cfg(loom)]
 mod implementation {
-    pub(crate) use loom::hint::spin_loop;
     pub(crate) use loom::sync::atomic::{
         AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };

@@ -12,6 +12,9 @@ use super::hooks::{HookError, HookId, Hooks, Removed, Span};
 use super::mmio::Device;
 use super::signals::Registration;
 use super::trampoline::Prelude;
+use super::vcpu_memory::{Door, PollCell};
+use crate::code::gate::Gates;
+use crate::code::sync::Arc;
 use crate::code::{Arena, CHUNK_BYTES, CodeCache, Key};
 use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
 use crate::memory::{AccessError, AddressSpace, MapError, PageId};
@@ -28,6 +31,17 @@ const MOST_RETIRED: u64 = 1 << 16;
 /// Writes to a page's code after which its blocks check themselves instead.
 const WRITES_UNTIL_CHECKED: u32 = 4;
 
+/// Where the translation of an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// At this host address.
+    At(u64),
+    /// There is no code, or none that can be translated.
+    Nothing,
+    /// Code memory is full: all code is retired, and once every vCPU has left it there is room.
+    NoRoom,
+}
+
 /// See the file's head.
 #[derive(Debug)]
 pub(super) struct Core {
@@ -38,10 +52,9 @@ pub(super) struct Core {
     pub(super) hooks: Hooks,
     /// … and devices.
     pub(super) devices: Vec<Device>,
-    /// Counts up whenever a region is retired: a jump cache filled before may be wrong.
-    pub(super) epoch: u64,
-    /// Host address of the prelude's entry.
-    pub(super) enter: u64,
+    /// Where the vCPUs are, and how they are told of what they may not run any more.
+    pub(super) gates: Arc<Gates<PollCell>>,
+    pub(super) door: Door,
     /// Offset in the arena of code that is executed once.
     scratch: usize,
     /// How often code of a page was written.
@@ -75,8 +88,8 @@ impl Core {
             translator,
             hooks: Hooks::default(),
             devices: Vec::new(),
-            epoch: 0,
-            enter,
+            gates: Arc::new(Gates::new()),
+            door: Door { enter, range },
             scratch: CHUNK_BYTES,
             writes: HashMap::new(),
             checked: HashSet::new(),
@@ -88,63 +101,93 @@ impl Core {
         })
     }
 
-    /// Host address of the translation of `key.pc`, made if there is none; nothing if there is no code.
-    pub(super) fn find_or_translate(&mut self, key: Key) -> Option<u64> {
-        if let Some(found) = self.cache.find(key) {
-            return Some(found);
+    /// The translation of `key.pc`, made if there is none.
+    pub(super) fn find_or_translate(&mut self, key: Key) -> Found {
+        match self.cache.find(key) {
+            Some(host) => Found::At(host),
+            None => self.translate(key),
         }
-        self.translate(key)
     }
 
     /// The same for translated code that is to jump there by itself.
     pub(super) fn find_to_jump(&mut self, key: Key) -> Option<u64> {
-        if self.hooks.allow_jump(key.pc) { self.find_or_translate(key) } else { None }
+        if !self.hooks.allow_jump(key.pc) {
+            return None;
+        }
+        match self.find_or_translate(key) {
+            Found::At(host) => Some(host),
+            Found::Nothing | Found::NoRoom => None,
+        }
     }
 
-    fn translate(&mut self, key: Key) -> Option<u64> {
-        self.source.clear();
+    /// Pages are watched before they are read: whoever writes to them later finds the translation and
+    /// retires it, so that none is made of old and new bytes.
+    fn translate(&mut self, key: Key) -> Found {
+        let Some(own) = self.memory.page_at(key.pc) else { return Found::Nothing };
         // What only the run loop may pass is as good as not there.
-        let most = usize::try_from(self.hooks.room(key.pc)).unwrap_or(usize::MAX);
-        self.memory.fetch(key.pc, MOST_SOURCE.min(most), &mut self.source);
-        if self.source.is_empty() {
-            return None;
+        let most = usize::try_from(self.hooks.room(key.pc)).unwrap_or(usize::MAX).min(MOST_SOURCE);
+        let in_page = (PAGE_SIZE - key.pc.0 % PAGE_SIZE) as usize;
+        let writable = self.memory.find(key.pc).is_some_and(|mapping| mapping.permissions.write());
+        let next = self.memory.page_at(key.pc.wrapping_add(in_page as u64));
+        let next = next.filter(|_| most > in_page);
+        let mut pages = vec![own];
+        // Blocks end with a page that is written; but for an instruction that goes on in the next.
+        if !writable {
+            pages.extend(next);
         }
         let region = match self.cache.region_of(key.pc) {
             Some(region) => region,
             None => {
-                let span = self.new_span(key.pc)?;
+                let Some(span) = self.new_span(key.pc) else { return Found::Nothing };
                 self.cache.create(span)
             }
         };
-        let span = self.cache.span(region)?;
-        let pages = self.pages_of(key.pc, self.source.len() as u64);
-        let checked = pages.iter().any(|page| self.checked.contains(page));
-        let request = Request {
-            pc: key.pc,
-            code: &self.source,
-            span,
-            stops: &[],
-            counted: key.counted,
-            checked: checked && key.pc.0 < self.memory.window_end(),
-            single_pass: self.hooks.has_block_hook(key.pc),
-        };
-        let block = self.translator.block(&request);
-        if !checked {
-            for page in self.pages_of(key.pc, u64::from(block.guest_bytes.max(1))) {
-                if let Err(error) = self.memory.watch(page) {
-                    tracing::warn!("a page of code cannot be watched: {error}");
-                    return None;
-                }
-                self.watched.insert(page);
+        let block = loop {
+            let checked = pages.iter().any(|page| self.checked.contains(page));
+            if !checked && !self.watch(&pages) {
+                return Found::Nothing;
             }
-        }
+            let most = if pages.len() > 1 { most } else { most.min(in_page) };
+            self.source.clear();
+            self.memory.fetch(key.pc, most, &mut self.source);
+            if self.source.is_empty() {
+                return Found::Nothing;
+            }
+            let Some(span) = self.cache.span(region) else { return Found::Nothing };
+            let block = self.translator.block(&Request {
+                pc: key.pc,
+                code: &self.source,
+                span,
+                stops: &[],
+                counted: key.counted,
+                checked: checked && key.pc.0 < self.memory.window_end(),
+                single_pass: self.hooks.has_block_hook(key.pc),
+            });
+            match next {
+                Some(next) if block.truncated && pages.len() == 1 => pages.push(next),
+                _ => break block,
+            }
+        };
+        self.cache.reclaim();
         match self.cache.insert(region, key, block) {
-            Ok(address) => Some(address),
+            Ok(address) => Found::At(address),
             Err(_full) => {
                 self.retire_all();
-                self.translate(key)
+                Found::NoRoom
             }
         }
+    }
+
+    /// Has writes to pages reported; whether the host can.
+    fn watch(&mut self, pages: &[PageId]) -> bool {
+        for page in pages {
+            if let Err(error) = self.memory.watch(*page) {
+                tracing::warn!("a page of code cannot be watched: {error}");
+                return false;
+            }
+            self.watched.insert(*page);
+        }
+        true
     }
 
     /// The pages of a new region around `pc`: all of a mapping that cannot be written there, as far as
@@ -215,23 +258,18 @@ impl Core {
         self.memory.unwatch(page);
     }
 
-    /// Retires the code around an address.
-    pub(super) fn retire_at(&mut self, address: GuestAddress) {
-        if self.cache.retire_page(address) {
-            self.epoch += 1;
-        }
-    }
-
     /// Whether the host has all that an instruction needs.
     pub(super) fn has_all(&self, features: &[CpuidFeature]) -> bool {
         self.host.has_all(features)
     }
 
     fn retire_page(&mut self, page: PageId) {
+        let mut any = false;
         for address in self.memory.addresses_of(page) {
-            if self.cache.retire_page(address) {
-                self.epoch += 1;
-            }
+            any |= self.cache.retire_page(address);
+        }
+        if any {
+            self.gates.invalidated();
         }
     }
 
@@ -247,9 +285,36 @@ impl Core {
         if last.0 / PAGE_SIZE - first.0 / PAGE_SIZE > MOST_RETIRED {
             return self.retire_all();
         }
+        let mut any = false;
         for page in first.0 / PAGE_SIZE..=last.0 / PAGE_SIZE {
-            self.retire_at(GuestAddress(page * PAGE_SIZE));
+            any |= self.cache.retire_page(GuestAddress(page * PAGE_SIZE));
         }
+        if any {
+            self.gates.invalidated();
+        }
+    }
+
+    /// Retires the code of addresses whose breakpoints or hooks have changed, of which each vCPU is to
+    /// know.
+    fn rules_changed(&mut self, span: Span) {
+        self.retire_between(span.first, span.last);
+        self.gates.invalidated();
+    }
+
+    /// Sets a breakpoint.
+    pub(super) fn set_breakpoint(&mut self, address: GuestAddress) {
+        if self.hooks.add_breakpoint(address) {
+            self.rules_changed(Span { first: address, last: address });
+        }
+    }
+
+    /// Takes a breakpoint away; whether there was one.
+    pub(super) fn clear_breakpoint(&mut self, address: GuestAddress) -> bool {
+        let cleared = self.hooks.remove_breakpoint(address);
+        if cleared {
+            self.rules_changed(Span { first: address, last: address });
+        }
+        cleared
     }
 
     /// Calls `call` before each instruction of a span.
@@ -259,7 +324,7 @@ impl Core {
         call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
     ) -> HookId {
         let id = self.hooks.add_code(span, call);
-        self.retire_between(span.first, span.last);
+        self.rules_changed(span);
         id
     }
 
@@ -270,7 +335,7 @@ impl Core {
         call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
     ) -> HookId {
         let id = self.hooks.add_block(span, call);
-        self.retire_between(span.first, span.last);
+        self.rules_changed(span);
         id
     }
 
@@ -294,7 +359,7 @@ impl Core {
     pub(super) fn unhook(&mut self, id: HookId) -> Option<Removed> {
         let (span, removed) = self.hooks.remove(id)?;
         if !removed.is_memory() {
-            self.retire_between(span.first, span.last);
+            self.rules_changed(span);
         } else if let Err(error) = self.trap() {
             // Accesses still come to the run loop, which finds nobody to call.
             tracing::debug!(%error, "pages stay trapped");
@@ -322,7 +387,7 @@ impl Core {
     /// Retires all code and lifts all watches.
     pub(super) fn retire_all(&mut self) {
         self.cache.retire_all();
-        self.epoch += 1;
+        self.gates.invalidated();
         for page in std::mem::take(&mut self.watched) {
             self.memory.unwatch(page);
         }
@@ -332,7 +397,7 @@ impl Core {
     pub(super) fn forget_block(&mut self, key: Key) {
         self.cache.forget(key);
         // Jump caches still lead to it.
-        self.epoch += 1;
+        self.gates.invalidated();
     }
 
     /// Forgets which pages were written often.

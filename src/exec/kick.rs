@@ -1,67 +1,52 @@
-//! [`Kick`]: asks a vCPU to leave guest code.
-//!
-//! The asker sets the request, then points the vCPU's polls at an address that faults. The vCPU, out
-//! of guest code, points them back and *then* looks at the request. Either it sees the request, or
-//! the asker's second store comes after its own and the next poll faults: no request is lost.
+//! [`Kick`]: asks a vCPU to end its run, from any thread. The protocol is that of
+//! [`Gate`](crate::code::gate::Gate); here are its two ends in this engine, the word that polls load
+//! their address from and what users hold.
 
-use super::vcpu_memory::{PollCell, VcpuMemory};
-use crate::code::sync::{Arc, AtomicBool, Ordering};
+use super::vcpu_memory::PollCell;
+use crate::code::gate::{Bell, Gate};
+use crate::code::sync::Arc;
 
-/// No page can be mapped here.
-const FAULTING: u64 = 8;
+impl Bell for PollCell {
+    fn ring(&self) {
+        self.set_faulting();
+    }
+
+    fn rings(&self) -> bool {
+        !self.is_quiet()
+    }
+
+    fn quiet(&self) {
+        self.set_quiet();
+    }
+}
 
 /// Asks one vCPU to leave guest code. It may outlive the vCPU.
 #[derive(Clone, Debug)]
-pub struct Kick {
-    requested: Arc<AtomicBool>,
-    poll: PollCell,
-}
+pub struct Kick(pub(super) Arc<Gate<PollCell>>);
 
 impl Kick {
-    pub(super) fn new(memory: &VcpuMemory) -> Self {
-        Self { requested: Arc::new(AtomicBool::new(false)), poll: memory.poll_cell() }
-    }
-
     /// Makes the vCPU's present or next run end with [`super::Exit::Requested`].
     pub fn ask(&self) {
-        // Pairs with the swap in `taken`.
-        self.requested.store(true, Ordering::SeqCst);
-        self.poll.set(FAULTING);
-    }
-
-    pub(super) fn is_pending(&self) -> bool {
-        self.requested.load(Ordering::SeqCst)
-    }
-
-    /// Whether a request was made, which is then granted. Called by the vCPU outside of guest code.
-    pub(super) fn taken(&self, memory: &mut VcpuMemory) -> bool {
-        // The second store of a request that is granted already may come late.
-        let quiet = memory.quiet_address();
-        if !self.is_pending() && self.poll.get() == quiet {
-            return false;
-        }
-        self.poll.set(quiet);
-        self.requested.swap(false, Ordering::SeqCst)
+        self.0.request();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::vcpu_memory::VcpuMemory;
     use super::*;
+    use crate::code::gate::Gates;
 
     #[test]
-    fn a_second_store_that_comes_late_asks_for_nothing() {
-        let mut memory = VcpuMemory::new().unwrap();
-        let kick = Kick::new(&memory);
-        kick.poll.set(memory.quiet_address());
-        assert!(!kick.taken(&mut memory));
-        // `ask`, with all that `taken` does between its two stores.
-        kick.requested.store(true, Ordering::SeqCst);
-        assert!(kick.taken(&mut memory));
-        kick.poll.set(FAULTING);
-        assert!(!kick.taken(&mut memory));
-        assert_eq!(kick.poll.get(), memory.quiet_address(), "polls are quiet again");
-        kick.ask();
-        assert!(kick.is_pending() && kick.taken(&mut memory) && !kick.taken(&mut memory));
+    fn a_ring_that_comes_late_asks_for_nothing() {
+        let memory = VcpuMemory::new().unwrap();
+        let gates = Gates::new();
+        let gate = gates.add(memory.poll_cell());
+        assert!(!gate.settle());
+        Kick(Arc::clone(&gate)).ask();
+        assert!(gate.settle() && !gate.settle());
+        memory.poll_cell().ring();
+        assert!(memory.poll_cell().rings());
+        assert!(!gate.settle() && !memory.poll_cell().rings(), "polls are quiet again");
     }
 }

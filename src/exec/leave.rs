@@ -5,33 +5,35 @@
 use iced_x86::Register;
 
 use super::core::Core;
-use super::vcpu::{End, Fault, Vcpu, lost};
+use super::shared::Shared;
+use super::vcpu::{End, Fault, Handled, Vcpu, lost};
 use crate::code::Key;
+use crate::code::sync::pin;
 use crate::guest::GuestAddress;
-use crate::translate::{Leave, Purpose, Recovery, Stub, VcpuBlock, X87Opcode, is_canonical};
+use crate::translate::{Exit, Leave, Purpose, Recovery, Stub, VcpuBlock, X87Opcode, is_canonical};
 
 impl Vcpu {
-    /// Interprets a call of a stub. Nothing to report if `block.entry` is where to go on.
-    pub(super) fn left(&mut self, core: &mut Core, counted: bool) -> Option<End> {
+    /// Interprets a call of a stub.
+    pub(super) fn left(&mut self, core: &mut Core, counted: bool) -> Handled {
         let address = self.memory.block().exit_address;
         let Some(located) = core.cache.locate(address - 1) else {
-            return Some(End::Exit(lost("a way out of the code cache is not known")));
+            return Handled::End(End::Exit(lost("a way out of the code cache is not known")));
         };
         let (host, pc) = (core.cache.arena().address(located.block.offset), located.block.key.pc);
         let translated = &located.block.translated;
         let Some(exit) = translated.exit(located.offset + 1).copied() else {
-            return Some(End::Exit(lost("a way out of a block is not known")));
+            return Handled::End(End::Exit(lost("a way out of a block is not known")));
         };
         let done = translated.side_entry(exit.offset - 1).map_or(0, |entry| entry.index);
         match exit.leave {
             Leave::Next { target } => {
                 self.pc = target;
-                Some(End::Go)
+                Handled::End(End::Go)
             }
             Leave::Assist { at } => {
                 let left = translated.instructions - done;
                 self.leave_within(at, (pc, done), left, counted);
-                Some(End::Step)
+                Handled::End(End::Step)
             }
             Leave::Changed => {
                 let key = located.block.key;
@@ -41,33 +43,59 @@ impl Vcpu {
                 }
                 self.pc = pc;
                 self.within = Some((pc, 0));
-                Some(End::Go)
+                Handled::End(End::Go)
             }
             Leave::Direct { target, patch } => {
                 self.pc = target;
-                if self.kick.is_pending() {
-                    return Some(End::Go);
+                if self.gate.is_requested() {
+                    return Handled::End(End::Go);
                 }
-                let epoch = core.epoch;
                 let Some(next) = core.find_to_jump(Key { pc: target, counted }) else {
-                    return Some(End::Go);
+                    return Handled::End(End::Go);
                 };
-                if core.epoch != epoch {
-                    return Some(End::Go);
-                }
                 core.cache.chain(host, patch, next);
                 self.memory.block_mut().entry = next;
-                None
+                Handled::Start
             }
-            Leave::Indirect { branch } => {
-                let entry = translated.side_entry(exit.offset - 1);
-                let own =
-                    entry.is_some_and(|entry| branch == pc.wrapping_add(u64::from(entry.guest)));
-                // A block that just goes on elsewhere has nothing left to do.
-                let left = if own { translated.instructions - done } else { 0 };
-                self.resolve(core, branch, own.then_some((pc, done)), (left, counted))
+            Leave::Indirect { .. } => {
+                let target = self.memory.block().target;
+                let key = Key { pc: GuestAddress(target), counted };
+                let stop = !is_canonical(target) || self.gate.is_requested();
+                let found = if stop { None } else { core.find_to_jump(key) };
+                // The branch itself can only fault.
+                if !is_canonical(target) {
+                    return Handled::End(self.back_out(core, counted));
+                }
+                let host = found.unwrap_or_else(|| core.cache.stub(Stub::Target));
+                self.resume_with(target, host);
+                Handled::Resume
             }
         }
+    }
+
+    /// The block that was left at an indirect branch does not go on: the branch is still to be done.
+    pub(super) fn back_out(&mut self, core: &Core, counted: bool) -> End {
+        let address = self.memory.block().exit_address;
+        let located = core.cache.locate(address - 1);
+        let exit = located.and_then(|located| {
+            let exit = located.block.translated.exit(located.offset + 1).copied()?;
+            Some((located.block, exit))
+        });
+        let Some((block, Exit { leave: Leave::Indirect { branch }, offset })) = exit else {
+            return End::Exit(lost("a block is left at no branch"));
+        };
+        let (pc, translated) = (block.key.pc, &block.translated);
+        // A block that just goes on elsewhere has nothing left to do.
+        let entry = translated.side_entry(offset - 1);
+        let own = entry.filter(|entry| branch == pc.wrapping_add(u64::from(entry.guest)));
+        match own.map(|entry| entry.index) {
+            Some(done) => {
+                let left = translated.instructions - done;
+                self.leave_within(branch, (pc, done), left, counted);
+            }
+            None => self.pc = branch,
+        }
+        End::Step
     }
 
     /// Leaves a block before its instruction at `at`, which `within` tells: the block's address and
@@ -86,34 +114,27 @@ impl Vcpu {
         }
     }
 
-    /// Puts the target of an indirect branch into the jump cache and goes on behind the lookup.
-    fn resolve(
-        &mut self,
-        core: &mut Core,
-        branch: GuestAddress,
-        within: Option<(GuestAddress, u16)>,
-        (left, counted): (u16, bool),
-    ) -> Option<End> {
-        let block = self.memory.block();
-        let (target, resume) = (block.target, block.exit_address);
-        let epoch = core.epoch;
-        let key = Key { pc: GuestAddress(target), counted };
-        let stop = !is_canonical(target) || self.kick.is_pending();
-        let found = if stop { None } else { core.find_to_jump(key) };
-        // The branch itself may be gone, or can only fault.
-        if core.epoch != epoch || !is_canonical(target) {
-            match within {
-                Some(within) => self.leave_within(branch, within, left, counted),
-                None => self.pc = branch,
-            }
-            return Some(End::Step);
+    /// Takes the target of an indirect branch from the lookups that need no lock, if nothing else is to
+    /// be done; whether it did.
+    pub(super) fn resolve_at_once(&mut self, shared: &Shared, counted: bool) -> bool {
+        let target = self.memory.block().target;
+        if self.on_code || !is_canonical(target) || self.gate.is_requested() {
+            return false;
         }
-        let host = found.unwrap_or_else(|| core.cache.stub(Stub::Target));
+        let key = Key { pc: GuestAddress(target), counted };
+        let found = shared.lookups.find(key, &pin());
+        if let Some(host) = found {
+            self.resume_with(target, host);
+        }
+        found.is_some()
+    }
+
+    /// Puts the target of an indirect branch into the jump cache, to go on behind the lookup.
+    fn resume_with(&mut self, target: u64, host: u64) {
         self.fill_target(target, host);
         let block = self.memory.block_mut();
-        block.entry = resume;
+        block.entry = block.exit_address;
         block.spill[0] = block.gpr[1];
-        None
     }
 
     fn fill_target(&mut self, target: u64, host: u64) {
@@ -143,15 +164,9 @@ impl Vcpu {
         clear_entry(block, 0);
     }
 
-    /// Enters translated code at `block.entry`.
-    pub(super) fn enter(&mut self, core: &mut Core) {
-        self.memory.enter(core);
-        self.fix_instruction_pointer(core);
-    }
-
     /// The x87 unit notes the address of its last instruction, which is the host's: makes it the
     /// guest's.
-    fn fix_instruction_pointer(&mut self, core: &Core) {
+    pub(super) fn fix_instruction_pointer(&mut self, core: &Core) {
         let host = self.x87_instruction_pointer();
         if core.cache.arena().offset(host).is_none() {
             return;

@@ -10,19 +10,20 @@ use super::hooks::{HookError, HookId, Span};
 use super::mmio::{Device, Mmio};
 use super::shared::Shared;
 use super::vcpu::Vcpu;
-use crate::code::Figures;
 use crate::code::sync::{Arc, MutexGuard};
+use crate::code::{Figures, hurry};
 use crate::guest::{GuestAddress, GuestRange, Permissions};
 use crate::memory::{AccessError, AddressSpace, Backing, MapError, Mapping, Restored, Snapshot};
 
 /// Guest memory in a window of the host's address space, and the code translated from it. Cheap to
 /// clone; all clones are the same machine.
 ///
-/// Calls wait while a vCPU of the machine runs in another thread ([`Kick`](super::Kick) ends its run).
+/// All of it can be called from any thread while vCPUs run in others. When a call returns, no vCPU
+/// runs code that it has made invalid, and none will; [`Self::invalidate_soon`] alone does not wait.
 /// Called by a hook or a device of the machine itself they panic.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    core: Arc<Shared>,
+    shared: Arc<Shared>,
     window: u64,
 }
 
@@ -57,24 +58,25 @@ impl Machine {
         let memory = AddressSpace::new(window_bits)?;
         let window = memory.window_start() as u64;
         let core = Core::new(memory)?;
-        Ok(Self { core: Arc::new(Shared::new(core)), window })
+        Ok(Self { shared: Arc::new(Shared::new(core)), window })
     }
 
     /// A processor of this machine.
     pub fn vcpu(&self) -> Result<Vcpu, MachineError> {
-        Ok(Vcpu::new(Arc::clone(&self.core), self.window)?)
+        Ok(Vcpu::new(Arc::clone(&self.shared), self.window)?)
     }
 
     fn core(&self) -> MutexGuard<'_, Core> {
-        self.core.lock()
+        self.shared.lock()
     }
 
     /// Maps fresh zeroed memory where nothing is mapped.
     pub fn map(&self, range: GuestRange, permissions: Permissions) -> Result<(), MapError> {
-        let mut core = self.core();
-        core.memory.map(range, permissions)?;
-        core.retire_range(range);
-        Ok(())
+        self.shared.change(|core| {
+            core.memory.map(range, permissions)?;
+            core.retire_range(range);
+            Ok(())
+        })
     }
 
     /// Maps part of a backing object, from `offset` on, where nothing is mapped.
@@ -85,51 +87,55 @@ impl Machine {
         offset: u64,
         permissions: Permissions,
     ) -> Result<(), MapError> {
-        let mut core = self.core();
-        core.memory.map_shared(range, backing, offset, permissions)?;
-        core.retire_range(range);
-        Ok(())
+        self.shared.change(|core| {
+            core.memory.map_shared(range, backing, offset, permissions)?;
+            core.retire_range(range);
+            Ok(())
+        })
     }
 
     /// Takes a range away, all of which is mapped.
     pub fn unmap(&self, range: GuestRange) -> Result<(), MapError> {
-        let mut core = self.core();
-        core.memory.unmap(range)?;
-        core.retire_range(range);
-        let gone = core.take_unused_devices();
-        // What their closures hold is dropped outside of the lock.
-        drop(core);
+        // What the closures of devices hold is dropped outside of the lock.
+        let gone = self.shared.change(|core| {
+            core.memory.unmap(range)?;
+            core.retire_range(range);
+            Ok::<_, MapError>(core.take_unused_devices())
+        })?;
         drop(gone);
         Ok(())
     }
 
     /// Changes what the guest may do in a range, all of which is mapped.
     pub fn protect(&self, range: GuestRange, permissions: Permissions) -> Result<(), MapError> {
-        let mut core = self.core();
-        core.memory.protect(range, permissions)?;
-        core.retire_range(range);
-        Ok(())
+        self.shared.change(|core| {
+            core.memory.protect(range, permissions)?;
+            core.retire_range(range);
+            Ok(())
+        })
     }
 
     /// Maps what is mapped at `source` a second time at `destination`.
     pub fn alias(&self, source: GuestRange, destination: GuestAddress) -> Result<(), MapError> {
-        let mut core = self.core();
-        core.memory.alias(source, destination)?;
-        if let Ok(range) = GuestRange::new(destination, source.size()) {
-            core.retire_range(range);
-        }
-        Ok(())
+        self.shared.change(|core| {
+            core.memory.alias(source, destination)?;
+            if let Ok(range) = GuestRange::new(destination, source.size()) {
+                core.retire_range(range);
+            }
+            Ok(())
+        })
     }
 
     /// Moves what is mapped at `source` to `destination`, where nothing is mapped.
     pub fn remap(&self, source: GuestRange, destination: GuestAddress) -> Result<(), MapError> {
-        let mut core = self.core();
-        core.memory.remap(source, destination)?;
-        core.retire_range(source);
-        if let Ok(range) = GuestRange::new(destination, source.size()) {
-            core.retire_range(range);
-        }
-        Ok(())
+        self.shared.change(|core| {
+            core.memory.remap(source, destination)?;
+            core.retire_range(source);
+            if let Ok(range) = GuestRange::new(destination, source.size()) {
+                core.retire_range(range);
+            }
+            Ok(())
+        })
     }
 
     /// Reads guest memory, whatever the guest may do there.
@@ -140,7 +146,7 @@ impl Machine {
     /// Writes guest memory, whatever the guest may do there; all of it or nothing. The guest's next
     /// instruction sees it, if it is code too.
     pub fn write(&self, address: GuestAddress, bytes: &[u8]) -> Result<(), AccessError> {
-        self.core().write(address, bytes)
+        self.shared.change(|core| core.write(address, bytes))
     }
 
     /// Everything that is mapped, in order of address.
@@ -156,37 +162,29 @@ impl Machine {
 
     /// Makes memory what it was at a snapshot. Costs as much as was changed since.
     pub fn restore(&self, snapshot: &Snapshot) -> Result<(), MapError> {
-        let mut core = self.core();
-        let Restored { pages, ranges, .. } = core.memory.restore(snapshot)?;
-        for page in pages {
-            core.code_restored(page);
-        }
-        for range in ranges {
-            core.retire_range(range);
-        }
-        let gone = core.take_unused_devices();
-        // What their closures hold is dropped outside of the lock.
-        drop(core);
+        // What the closures of devices hold is dropped outside of the lock.
+        let gone = self.shared.change(|core| {
+            let Restored { pages, ranges, .. } = core.memory.restore(snapshot)?;
+            for page in pages {
+                core.code_restored(page);
+            }
+            for range in ranges {
+                core.retire_range(range);
+            }
+            Ok::<_, MapError>(core.take_unused_devices())
+        })?;
         drop(gone);
         Ok(())
     }
 
     /// Stops the guest before the instruction at `address`, before any hook of it is called.
     pub fn set_breakpoint(&self, address: GuestAddress) {
-        let mut core = self.core();
-        if core.hooks.add_breakpoint(address) {
-            core.retire_at(address);
-        }
+        self.shared.change(|core| core.set_breakpoint(address));
     }
 
     /// Takes a breakpoint away; whether there was one.
     pub fn clear_breakpoint(&self, address: GuestAddress) -> bool {
-        let mut core = self.core();
-        let cleared = core.hooks.remove_breakpoint(address);
-        if cleared {
-            core.retire_at(address);
-        }
-        cleared
+        self.shared.change(|core| core.clear_breakpoint(address))
     }
 
     /// Calls `call` before each instruction that starts in `range`. This and the other hooks are
@@ -197,7 +195,7 @@ impl Machine {
         call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
     ) -> Result<HookId, HookError> {
         let span = Span::new(range)?;
-        Ok(self.core().hook_code(span, call))
+        Ok(self.shared.change(|core| core.hook_code(span, call)))
     }
 
     /// Calls `call` where control arrives in `range`: by a branch, behind an instruction that transfers
@@ -208,7 +206,7 @@ impl Machine {
         call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
     ) -> Result<HookId, HookError> {
         let span = Span::new(range)?;
-        Ok(self.core().hook_blocks(span, call))
+        Ok(self.shared.change(|core| core.hook_blocks(span, call)))
     }
 
     /// Calls `call` before each access of the guest to a byte of `range`, by whatever instruction, that
@@ -219,12 +217,12 @@ impl Machine {
         call: impl FnMut(&MemoryAccess<'_>) + Send + 'static,
     ) -> Result<HookId, HookError> {
         let span = Span::new(range)?;
-        self.core().hook_memory(span, call)
+        self.shared.change(|core| core.hook_memory(span, call))
     }
 
     /// Takes a hook away; whether there was one.
     pub fn remove_hook(&self, id: HookId) -> bool {
-        let removed = self.core().unhook(id);
+        let removed = self.shared.change(|core| core.unhook(id));
         removed.is_some()
     }
 
@@ -246,9 +244,20 @@ impl Machine {
 
     /// Drops all translated code. Needed only where a backing object was written by another process.
     pub fn flush(&self) {
-        let mut core = self.core();
-        core.retire_all();
-        core.forget_writes();
+        self.shared.change(|core| {
+            core.retire_all();
+            core.forget_writes();
+        });
+    }
+
+    /// Drops the code translated from a range, as if the guest had written to it.
+    pub fn invalidate(&self, range: GuestRange) {
+        self.shared.change(|core| core.retire_range(range));
+    }
+
+    /// The same, but does not wait: a vCPU that runs such code now leaves it at its next poll.
+    pub fn invalidate_soon(&self, range: GuestRange) {
+        self.shared.change_soon(|core| core.retire_range(range));
     }
 
     /// Sets what guests read by CPUID.
@@ -256,9 +265,21 @@ impl Machine {
         self.core().cpuid = model;
     }
 
+    /// Gives back the code memory that no vCPU can be in any more, which otherwise happens by and by.
+    /// Gives the number of regions that have to wait: some thread of this process, a vCPU that runs
+    /// guest code for one, has kept the epoch since before they were retired.
+    pub fn reclaim(&self) -> usize {
+        hurry();
+        let mut core = self.core();
+        core.cache.reclaim();
+        core.cache.waiting()
+    }
+
     /// What the code cache has done and holds.
     #[must_use]
     pub fn figures(&self) -> Figures {
-        self.core().cache.figures()
+        let mut core = self.core();
+        core.cache.reclaim();
+        core.cache.figures()
     }
 }

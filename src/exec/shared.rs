@@ -1,30 +1,36 @@
-//! [`Shared`]: the lock around what the vCPUs of a machine share.
+//! [`Shared`]: what the vCPUs of a machine share, and the lock around most of it.
 //!
-//! The lock is held for a run. A hook or a device that asks the machine itself for something would
-//! wait for its own run for ever: it panics instead.
-
-use std::ops::{Deref, DerefMut};
+//! A vCPU holds the lock while it translates, chains, or executes an instruction by itself; to look up
+//! translations and to run them it takes none. A hook or a device that asks the machine itself for
+//! something would wait for its own run for ever: it panics instead.
 
 use super::core::Core;
-use crate::code::sync::{AtomicU64, Mutex, MutexGuard, Ordering, PoisonError};
+use super::vcpu_memory::{Door, PollCell};
+use crate::code::Lookups;
+use crate::code::gate::Gates;
+use crate::code::sync::{Arc, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError};
 
 /// See the file's head.
 #[derive(Debug)]
 pub(super) struct Shared {
     core: Mutex<Core>,
-    /// The thread that runs guest code, or 0.
+    /// The thread of a run that holds the lock, or 0.
     runner: AtomicU64,
+    pub(super) lookups: Arc<Lookups>,
+    pub(super) gates: Arc<Gates<PollCell>>,
+    pub(super) door: Door,
 }
 
-/// The lock, held to run guest code.
+/// A run under way, which takes the lock when it needs it.
 pub(super) struct Running<'a> {
     shared: &'a Shared,
-    core: MutexGuard<'a, Core>,
+    core: Option<MutexGuard<'a, Core>>,
 }
 
 impl Shared {
     pub(super) fn new(core: Core) -> Self {
-        Self { core: Mutex::new(core), runner: AtomicU64::new(0) }
+        let (lookups, gates, door) = (core.cache.lookups(), Arc::clone(&core.gates), core.door);
+        Self { core: Mutex::new(core), runner: AtomicU64::new(0), lookups, gates, door }
     }
 
     /// Takes the lock. A panic while it was held, in a hook for one, leaves nothing half done.
@@ -37,32 +43,53 @@ impl Shared {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the lock to run guest code.
-    pub(super) fn run(&self) -> Running<'_> {
-        let core = self.lock();
-        self.runner.store(this_thread(), Ordering::Relaxed);
-        Running { shared: self, core }
+    /// Changes what vCPUs may be running. When it returns, none runs code that the change has
+    /// invalidated.
+    pub(super) fn change<T>(&self, work: impl FnOnce(&mut Core) -> T) -> T {
+        let (result, invalidated) = self.change_soon(work);
+        if invalidated {
+            self.gates.wait();
+        }
+        result
+    }
+
+    /// The same without the wait. Says too whether code was invalidated.
+    pub(super) fn change_soon<T>(&self, work: impl FnOnce(&mut Core) -> T) -> (T, bool) {
+        let mut core = self.lock();
+        let before = self.gates.generation();
+        let result = work(&mut core);
+        core.cache.reclaim();
+        (result, self.gates.generation() != before)
+    }
+}
+
+impl<'a> Running<'a> {
+    pub(super) fn new(shared: &'a Shared) -> Self {
+        Self { shared, core: None }
+    }
+
+    /// Takes the lock, if it is not held.
+    pub(super) fn core(&mut self) -> &mut Core {
+        let shared = self.shared;
+        self.core.get_or_insert_with(|| {
+            let core = shared.lock();
+            shared.runner.store(this_thread(), Ordering::Relaxed);
+            core
+        })
+    }
+
+    /// Gives the lock back, if it is held.
+    pub(super) fn release(&mut self) {
+        if self.core.is_some() {
+            self.shared.runner.store(0, Ordering::Relaxed);
+            self.core = None;
+        }
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        // Before the lock is given back.
-        self.shared.runner.store(0, Ordering::Relaxed);
-    }
-}
-
-impl Deref for Running<'_> {
-    type Target = Core;
-
-    fn deref(&self) -> &Core {
-        &self.core
-    }
-}
-
-impl DerefMut for Running<'_> {
-    fn deref_mut(&mut self) -> &mut Core {
-        &mut self.core
+        self.release();
     }
 }
 

@@ -112,7 +112,8 @@ impl Vcpu {
         let Some(mut block) = block else { return Single::None };
         let start = core.place_once(&mut block);
         self.memory.block_mut().entry = start;
-        self.enter(core);
+        self.memory.enter(core.door);
+        self.fix_instruction_pointer(core);
         if core.cache.arena().offset(self.x87_instruction_pointer()).is_some() {
             self.set_x87_instruction(self.pc, block.x87_opcode(0));
         }

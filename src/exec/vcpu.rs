@@ -2,23 +2,28 @@
 //!
 //! ```text
 //! loop
-//!   act on a request to leave; stop at a breakpoint, or when the budget is used up
-//!   if only one instruction may run: step (see `step`)
-//!   else find or translate the block at RIP and enter it
+//!   quiet the bell; act on a request to leave; stop at a breakpoint, or when the budget is used up
+//!   if code was invalidated or hooks have changed: empty the jump cache, look at the hooks
+//!   if only one instruction may run: step, under the machine's lock (see `step`)
+//!   else pin the epoch, find or translate the block at RIP and enter it, without the lock
 //!   interpret how the code cache was left: chain, resolve an indirect jump, a fault, … (see `leave`)
 //! ```
+//!
+//! The epoch stays pinned until the way out is interpreted, since what is known of a block goes with
+//! it; it is not while hooks are called or a vCPU waits for room.
 
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::io;
 
-use super::core::Core;
+use super::core::{Core, Found};
 use super::exit::{Exit, vector};
 use super::hooks::{Met, Place};
 use super::kick::Kick;
-use super::shared::Shared;
-use super::vcpu_memory::VcpuMemory;
-use crate::code::Key;
-use crate::code::sync::Arc;
+use super::shared::{Running, Shared};
+use super::vcpu_memory::{PollCell, VcpuMemory};
+use crate::code::gate::Gate;
+use crate::code::sync::{Arc, pin, yield_now};
+use crate::code::{Key, hurry};
 use crate::guest::{
     Flag, GuestAddress, PKRU_DEFAULT, RFLAGS_ALWAYS_ONE, RFLAGS_USER, Selectors, State, Xstate,
 };
@@ -34,10 +39,10 @@ const FIXED: u64 = RFLAGS_ALWAYS_ONE | Flag::IF.mask();
 /// calls [`Vcpu::run`].
 #[derive(Debug)]
 pub struct Vcpu {
-    core: Arc<Shared>,
+    shared: Arc<Shared>,
     pub(super) memory: VcpuMemory,
     xstate: Xstate,
-    pub(super) kick: Kick,
+    pub(super) gate: Arc<Gate<PollCell>>,
     pub(super) pc: GuestAddress,
     /// TF of the guest, which the host's RFLAGS never has.
     pub(super) trap: bool,
@@ -47,8 +52,10 @@ pub struct Vcpu {
     pub(super) pkru: u32,
     /// Entries of the jump cache that are in use …
     pub(super) filled: Vec<u16>,
-    /// … and the core's epoch when they were known to be right.
-    epoch: u64,
+    /// … and how often code was invalidated when they were known to be right, …
+    generation: u64,
+    /// … and it was known whether there are breakpoints or hooks on code.
+    pub(super) on_code: bool,
     /// Instructions executed since the vCPU was made, as far as they were counted.
     executed: u64,
     pub(super) bytes: Vec<u8>,
@@ -59,6 +66,15 @@ pub struct Vcpu {
     pub(super) within: Option<(GuestAddress, u16)>,
     /// The x87 unit notes addresses of operands only of instructions with an unmasked exception.
     pub(super) notes_exceptions_only: bool,
+}
+
+/// What is to be done after the code cache was left.
+pub(super) enum Handled {
+    /// Another block is to be entered, at `block.entry`; RIP is its address.
+    Start,
+    /// The block that was left goes on at `block.entry`, behind the call.
+    Resume,
+    End(End),
 }
 
 /// How a piece of a run ended.
@@ -81,28 +97,28 @@ pub(super) struct Fault {
 }
 
 impl Vcpu {
-    pub(super) fn new(core: Arc<Shared>, window: u64) -> io::Result<Self> {
+    pub(super) fn new(shared: Arc<Shared>, window: u64) -> io::Result<Self> {
         let xstate = Xstate::of_this_host();
         let mut memory = VcpuMemory::new()?;
-        let quiet = memory.quiet_address();
         let block = memory.block_mut();
         block.window = window;
         block.minus_window = window.wrapping_neg();
         block.components = xstate.components() & !Xstate::PKRU_COMPONENT;
-        block.poll = quiet;
-        let kick = Kick::new(&memory);
+        memory.poll_cell().set_quiet();
+        let gate = shared.gates.add(memory.poll_cell());
         let mut vcpu = Self {
-            core,
+            shared,
             memory,
             xstate,
-            kick,
+            gate,
             pc: GuestAddress(0),
             trap: false,
             shadow: false,
             selectors: Selectors::default(),
             pkru: PKRU_DEFAULT,
             filled: Vec::new(),
-            epoch: 0,
+            generation: u64::MAX,
+            on_code: true,
             executed: 0,
             bytes: Vec::new(),
             place: Place::default(),
@@ -191,7 +207,7 @@ impl Vcpu {
     /// Something that makes this vCPU leave guest code, from any thread.
     #[must_use]
     pub fn kick(&self) -> Kick {
-        self.kick.clone()
+        Kick(Arc::clone(&self.gate))
     }
 
     /// Instructions executed by runs with a budget.
@@ -204,24 +220,22 @@ impl Vcpu {
     /// string instruction counts once, when it is done. A breakpoint at the first instruction is
     /// passed.
     pub fn run(&mut self, budget: Option<u64>) -> Exit {
-        let shared = Arc::clone(&self.core);
-        let mut running = shared.run();
-        let core = &mut *running;
+        let shared = Arc::clone(&self.shared);
+        let mut running = Running::new(&shared);
         let mut left = budget;
         let mut passing = Some(self.pc);
         let mut step = false;
-        if !core.hooks.on_code {
-            self.place = Place::default();
-        }
         loop {
-            if self.kick.taken(&mut self.memory) {
+            running.release();
+            if self.gate.settle() {
                 return Exit::Requested;
             }
             if left == Some(0) {
                 return Exit::Budget;
             }
-            if core.hooks.on_code {
-                match self.meet(core, passing) {
+            self.catch_up(&mut running);
+            if self.on_code {
+                match self.meet(running.core(), passing) {
                     Met::Exit(exit) => return exit,
                     Met::Moved => {
                         step = false;
@@ -233,9 +247,14 @@ impl Vcpu {
             }
             let single = step || self.trap || left.is_some_and(|left| left < STEPPED);
             let end = if single {
+                let core = running.core();
+                if shared.gates.generation() != self.generation {
+                    // Now that nothing changes any more: a breakpoint may have come.
+                    continue;
+                }
                 self.step_counted(core, &mut left)
             } else {
-                self.run_blocks(core, &mut left)
+                self.run_blocks(&shared, &mut running, &mut left)
             };
             step = match end {
                 End::Go => false,
@@ -245,9 +264,22 @@ impl Vcpu {
             if !step {
                 passing = None;
             }
-            if single && core.hooks.take_stop() {
+            if single && running.core().hooks.take_stop() {
                 return Exit::Stopped;
             }
+        }
+    }
+
+    /// Notices that code was invalidated or that hooks have changed.
+    fn catch_up(&mut self, running: &mut Running<'_>) {
+        let generation = self.shared.gates.generation();
+        if self.generation != generation {
+            self.reset_jump_cache();
+            self.on_code = running.core().hooks.on_code;
+            self.generation = generation;
+        }
+        if !self.on_code {
+            self.place = Place::default();
         }
     }
 
@@ -263,7 +295,7 @@ impl Vcpu {
             *left -= 1;
             self.executed += 1;
         }
-        if core.hooks.on_code && (done || self.pc != pc) {
+        if self.on_code && (done || self.pc != pc) {
             self.note_step(pc);
         }
         match end {
@@ -280,52 +312,86 @@ impl Vcpu {
     }
 
     /// Enters the block at `pc` and follows chained blocks until something is left to do.
-    fn run_blocks(&mut self, core: &mut Core, left: &mut Option<u64>) -> End {
-        if self.epoch != core.epoch {
-            self.reset_jump_cache();
-            self.epoch = core.epoch;
-        }
-        let counted = left.is_some();
-        let Some(host) = core.find_or_translate(Key { pc: self.pc, counted }) else {
-            return End::Step;
+    fn run_blocks(
+        &mut self,
+        shared: &Shared,
+        running: &mut Running<'_>,
+        left: &mut Option<u64>,
+    ) -> End {
+        let key = Key { pc: self.pc, counted: left.is_some() };
+        let guard = pin();
+        let found = shared.lookups.find(key, &guard).map(Found::At);
+        let host = match found.unwrap_or_else(|| running.core().find_or_translate(key)) {
+            Found::At(host) => host,
+            Found::Nothing => return End::Step,
+            Found::NoRoom => {
+                drop(guard);
+                running.release();
+                hurry();
+                yield_now();
+                return End::Go;
+            }
         };
-        if self.epoch != core.epoch {
-            return End::Go;
-        }
-        let hooked = core.hooks.on_code && core.hooks.has_block_hook(self.pc);
-        let falls = if hooked { core.falls_through(host) } else { None };
+        let falls = if self.on_code { self.falls(running.core(), host) } else { None };
         let block = self.memory.block_mut();
         block.entry = host;
         block.budget = left.unwrap_or(0) as i64;
         self.within = None;
+        let mut resumes = false;
         let end = loop {
-            self.enter(core);
-            let block = self.memory.block();
-            let kind = Stub::ALL[block.exit_kind as usize];
-            break match kind {
-                Stub::Fault => self.faulted(core),
-                Stub::Target => {
-                    self.pc = GuestAddress(block.target);
-                    self.drop_target(block.target);
-                    End::Go
-                }
-                Stub::Direct | Stub::Indirect | Stub::Next | Stub::Changed => {
-                    match self.left(core, counted) {
-                        None => continue,
-                        Some(end) => end,
-                    }
-                }
-            };
+            if !self.enter(shared, running) {
+                break if resumes { self.back_out(running.core(), key.counted) } else { End::Go };
+            }
+            match self.handle(shared, running, key.counted) {
+                Handled::Start => resumes = false,
+                Handled::Resume => resumes = true,
+                Handled::End(end) => break end,
+            }
         };
         if let Some(left) = left {
             let now = self.memory.block().budget as u64;
             self.executed += *left - now;
             *left = now;
         }
-        if core.hooks.on_code {
+        if self.on_code {
             self.note_blocks(falls);
         }
         end
+    }
+
+    /// See [`Self::note_blocks`].
+    fn falls(&self, core: &Core, host: u64) -> Option<(GuestAddress, GuestAddress)> {
+        if core.hooks.has_block_hook(self.pc) { core.falls_through(host) } else { None }
+    }
+
+    /// Runs translated code from `block.entry` until it leaves, without the lock. Does nothing if code
+    /// was invalidated that may be this; whether it did.
+    fn enter(&mut self, shared: &Shared, running: &mut Running<'_>) -> bool {
+        running.release();
+        let current = self.gate.enter(&shared.gates) == self.generation;
+        if current {
+            self.memory.enter(shared.door);
+        }
+        self.gate.leave();
+        if current && shared.door.leads_to(self.x87_instruction_pointer()) {
+            self.fix_instruction_pointer(running.core());
+        }
+        current
+    }
+
+    /// Acts on how the code cache was left.
+    fn handle(&mut self, shared: &Shared, running: &mut Running<'_>, counted: bool) -> Handled {
+        let block = self.memory.block();
+        match Stub::ALL[block.exit_kind as usize] {
+            Stub::Fault => Handled::End(self.faulted(running.core())),
+            Stub::Target => {
+                self.pc = GuestAddress(block.target);
+                self.drop_target(block.target);
+                Handled::End(End::Go)
+            }
+            Stub::Indirect if self.resolve_at_once(shared, counted) => Handled::Resume,
+            _ => self.left(running.core(), counted),
+        }
     }
 
     /// Notes how control came to RIP when the code cache was left. The block that was entered first is
@@ -339,6 +405,12 @@ impl Vcpu {
             (None, Some((end, start))) if end == self.pc => self.place.inside(end, start),
             _ => self.place.elsewhere(),
         }
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        self.shared.gates.remove(&self.gate);
     }
 }
 

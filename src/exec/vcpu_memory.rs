@@ -5,7 +5,6 @@
 use std::io;
 use std::ptr::NonNull;
 
-use super::core::Core;
 use crate::code::sync::{Arc, AtomicU64, Ordering};
 use crate::guest::Permissions;
 use crate::translate::{PROBE_REACH, SLOT_BYTES, VcpuBlock};
@@ -19,6 +18,25 @@ const ACCESSIBLE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const SLOT_PAGE: usize = SLOT_BYTES / 2;
 const BLOCK_AT: usize = GUARD_BYTES + STACK_BYTES;
 const TOTAL: usize = BLOCK_AT + size_of::<VcpuBlock>() + PROBE_REACH;
+
+/// No page can be mapped here.
+const FAULTING: u64 = 8;
+
+/// How translated code is entered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Door {
+    /// Host address of the prelude's entry.
+    pub(super) enter: u64,
+    /// Host addresses that are executed, first and behind the last.
+    pub(super) range: (u64, u64),
+}
+
+impl Door {
+    /// Whether a host address is one of code.
+    pub(super) fn leads_to(&self, address: u64) -> bool {
+        (self.range.0..self.range.1).contains(&address)
+    }
+}
 
 /// The pages themselves.
 #[derive(Debug)]
@@ -79,14 +97,24 @@ impl Drop for Pages {
 }
 
 impl PollCell {
-    /// Lets polls load from `address`.
-    pub(super) fn set(&self, address: u64) {
-        self.word().store(address, Ordering::SeqCst);
+    /// Lets polls fault.
+    pub(super) fn set_faulting(&self) {
+        self.word().store(FAULTING, Ordering::Release);
     }
 
-    /// Where polls load from.
-    pub(super) fn get(&self) -> u64 {
-        self.word().load(Ordering::SeqCst)
+    /// Lets polls pass.
+    pub(super) fn set_quiet(&self) {
+        self.word().swap(self.quiet_address(), Ordering::AcqRel);
+    }
+
+    /// Whether polls pass.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.word().load(Ordering::Relaxed) == self.quiet_address()
+    }
+
+    fn quiet_address(&self) -> u64 {
+        // SAFETY: inside the pages, which live as long as `self`; only the address is taken.
+        unsafe { &raw const (*self.pages.block()).quiet as u64 }
     }
 
     fn word(&self) -> &AtomicU64 {
@@ -117,11 +145,6 @@ impl VcpuMemory {
         PollCell { pages: Arc::clone(&self.pages) }
     }
 
-    /// An address that polls may load from.
-    pub(super) fn quiet_address(&self) -> u64 {
-        &raw const self.block().quiet as u64
-    }
-
     /// Host address of the slot.
     pub(super) fn slot_address(&self) -> u64 {
         &raw const self.block().slot as u64
@@ -150,15 +173,15 @@ impl VcpuMemory {
     }
 
     /// Runs translated code from `block.entry` until it leaves.
-    pub(super) fn enter(&mut self, core: &Core) {
-        let entry = self.block().entry;
-        assert!(core.cache.arena().offset(entry).is_some(), "only code of the cache is entered");
-        // SAFETY: `core.enter` is the prelude's entry, which has this signature and keeps to the ABI;
-        // the code at `entry` was put there by the same core, for the window that `core` owns and
-        // this block was made for; faults of it are caught as long as `core` lives.
+    pub(super) fn enter(&mut self, door: Door) {
+        assert!(door.leads_to(self.block().entry), "only code of the cache is entered");
+        // SAFETY: `door.enter` is the prelude's entry, which has this signature and keeps to the ABI;
+        // the code at `entry` was put there by the core of the same machine, for the window that it
+        // owns and this block was made for; the machine lives as long as its vCPUs, and faults of its
+        // code are caught as long as it lives.
         unsafe {
             let function: extern "sysv64" fn(*mut VcpuBlock) =
-                std::mem::transmute(core.enter as *const ());
+                std::mem::transmute(door.enter as *const ());
             function(self.pages.block());
         }
     }

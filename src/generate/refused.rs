@@ -48,7 +48,8 @@ pub(super) fn refusal(code: Code, info: &OpCodeInfo, host: &HostFeatures) -> Opt
 /// Whether a processor may execute `code` although its CPUID does not tell: hypervisors hide such
 /// features, and nothing else keeps guests from them.
 pub(super) fn may_be_hidden(code: Code) -> bool {
-    code.cpuid_features().contains(&CpuidFeature::PTWRITE)
+    let hidden = [CpuidFeature::PTWRITE, CpuidFeature::ENQCMD];
+    code.cpuid_features().iter().any(|feature| hidden.contains(feature))
 }
 
 fn by_feature(feature: CpuidFeature) -> Option<&'static str> {

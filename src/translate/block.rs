@@ -164,6 +164,8 @@ pub struct TranslatedBlock {
     pub guest_bytes: u32,
     /// Guest instructions in it, the one that it leaves to an assist apart.
     pub instructions: u16,
+    /// It ends where its source does, in the middle of an instruction.
+    pub truncated: bool,
 }
 
 /// Alignment of a block's host code, in bytes.

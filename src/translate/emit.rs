@@ -356,6 +356,7 @@ impl Emitter {
             x87_opcodes: self.x87_opcodes,
             guest_bytes,
             instructions,
+            truncated: false,
         }
     }
 }

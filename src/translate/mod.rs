@@ -164,6 +164,7 @@ impl Translator {
         let account = request.counted.then(|| work.emitter.account(self.probe));
         let mut decoder = Decoder::with_ip(64, request.code, request.pc.0, DecoderOptions::NONE);
         let mut instruction = Instruction::default();
+        let mut truncated = false;
         loop {
             let pc = work.pc();
             let stop = work.done > 0 && (pc < request.span.0 || pc > request.span.1);
@@ -178,6 +179,7 @@ impl Translator {
             }
             decoder.decode_out(&mut instruction);
             if decoder.last_error() == DecoderError::NoMoreBytes {
+                truncated = true;
                 if work.done > 0 {
                     self.go_on(&mut work, pc)
                 } else {
@@ -198,7 +200,7 @@ impl Translator {
         if let Some(place) = account {
             work.emitter.set_account(place, work.count);
         }
-        work.emitter.finish(work.done, work.count)
+        TranslatedBlock { truncated, ..work.emitter.finish(work.done, work.count) }
     }
 
     fn instruction(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Flow {
