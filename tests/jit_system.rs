@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
 mod common;
+#[path = "jit_system/edge.rs"]
+mod edge;
 #[path = "jit_system/far.rs"]
 mod far;
 #[path = "jit_system/pair.rs"]

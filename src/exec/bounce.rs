@@ -5,7 +5,7 @@
 //! protection are those of the two guest pages that the operand lies in. So the processor itself
 //! finds what is misaligned, masked out, or not allowed, in its own order.
 
-use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register};
+use iced_x86::{Instruction, InstructionInfoFactory, MemorySize, Mnemonic, OpAccess, Register};
 
 use super::access::{Access, page_fault};
 use super::core::Core;
@@ -54,6 +54,9 @@ impl Vcpu {
             Single::None => return Err(lost("an instruction without a translation").into()),
             Single::Fault(fault) => {
                 let address = GuestAddress(address);
+                if fault.vector == vector::PF && self.reaches_beyond(core, instruction, start)? {
+                    return Err(not_canonical(instruction).into());
+                }
                 return Err(self.bounce_fault(core, instruction, address, fault).into());
             }
         }
@@ -64,6 +67,30 @@ impl Vcpu {
             self.store_slot(core, GuestAddress(address), &operand, rights);
         }
         Ok(())
+    }
+
+    /// Whether a masked instruction, which faulted in the first page of its slot, uses a part of its
+    /// operand that is not canonical, which comes first: tries it with that page accessible.
+    fn reaches_beyond(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+        start: usize,
+    ) -> Result<bool, Exit> {
+        let address = self.operand_address(instruction).unwrap_or_default();
+        let last = address.wrapping_add(instruction.memory_size().size() as u64).wrapping_sub(1);
+        if !is_masked(instruction) || !is_canonical(address) || is_canonical(last) {
+            return Ok(false);
+        }
+        let block = self.memory.block();
+        let (gpr, xsave, rflags) = (block.gpr, block.xsave.0, block.rflags);
+        let pc = self.pc;
+        self.load_slot(start, &[], [Permissions::ReadWrite, Permissions::None])?;
+        let tried = self.run_single(core, instruction, Some(start as u32));
+        let block = self.memory.block_mut();
+        (block.gpr, block.xsave.0, block.rflags) = (gpr, xsave, rflags);
+        self.pc = pc;
+        Ok(matches!(tried, Single::Fault(_)))
     }
 
     /// What a fault of an instruction on the slot is to the guest, whose operand is at `address`.
@@ -78,9 +105,7 @@ impl Vcpu {
             vector::PF => {
                 let place = fault.address.wrapping_sub(self.memory.slot_address());
                 let faulting = address.page_start().wrapping_add(place);
-                let last =
-                    address.wrapping_add(instruction.memory_size().size() as u64).0.wrapping_sub(1);
-                // Of a masked operand only the parts that are used count.
+                let last = address.wrapping_add(first_piece(instruction)).0.wrapping_sub(1);
                 let whole = is_canonical(last) || is_masked(instruction);
                 if !is_canonical(faulting.0) || !whole {
                     return not_canonical(instruction);
@@ -184,6 +209,18 @@ impl Vcpu {
             };
             block.set_xsave_data_pointer(linear.wrapping_sub(base));
         }
+    }
+}
+
+/// Bytes of the part of an operand that an instruction accesses first; x87 instructions take longer
+/// ones apart.
+fn first_piece(instruction: &Instruction) -> u64 {
+    let size = instruction.memory_size();
+    match size {
+        MemorySize::Float80 | MemorySize::Bcd => 8,
+        MemorySize::FpuEnv28 | MemorySize::FpuState108 => 4,
+        MemorySize::FpuEnv14 | MemorySize::FpuState94 => 2,
+        _ => size.size() as u64,
     }
 }
 

@@ -88,6 +88,8 @@ fn is_rare(instruction: &Instruction) -> bool {
     let features = instruction.cpuid_features();
     features.iter().any(|feature| {
         matches!(feature, F::SVM | F::SKINIT | F::SKINIT_or_SVM | F::KL | F::PCONFIG)
+            || matches!(feature, F::WRMSRNS | F::MSRLIST | F::HRESET | F::INVLPGB)
+            || matches!(feature, F::FRED | F::LKGS | F::SEV_SNP | F::TDX | F::MCOMMIT)
     })
 }
 
