@@ -96,6 +96,20 @@ impl Arena {
         }
     }
 
+    /// Writes five bytes at the start of an aligned word, at once: a vCPU that executes them as one
+    /// instruction meanwhile executes the old one or the new one.
+    pub(crate) fn patch_entry(&mut self, offset: usize, code: [u8; 5]) {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.writable.len(), "an aligned word");
+        // SAFETY: in bounds and aligned, of a mapping that is only ever accessed through pointers. One
+        // store; the three bytes that it does not change have nobody else who writes them.
+        unsafe {
+            let place = self.writable.as_mut_ptr().add(offset).cast::<u64>();
+            let mut word = place.read().to_le_bytes();
+            word[..5].copy_from_slice(&code);
+            place.write_volatile(u64::from_le_bytes(word));
+        }
+    }
+
     /// The host address at which `offset` is executed.
     pub(crate) fn address(&self, offset: usize) -> u64 {
         self.executable.as_ptr() as u64 + offset as u64

@@ -6,16 +6,16 @@
 //! each vCPU is asked to come out; once no vCPU can be in it or come back to what it knows of it
 //! ([`Limbo`]), it and its code memory go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::arena::{Arena, CHUNK_BYTES};
 use super::chunks::ChunkId;
 use super::limbo::Limbo;
-use super::region::{Block, Key, Region, RegionId};
+use super::region::{Block, Key, Region, RegionId, Source};
 use super::sync::{Arc, Guard, pin};
 use super::table::Table;
 use crate::guest::{GuestAddress, PAGE_SIZE};
-use crate::translate::{CODE_ALIGNMENT, Stub, TranslatedBlock};
+use crate::translate::{CODE_ALIGNMENT, ENTRY, Stub, TranslatedBlock};
 
 /// See the file's head.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub(crate) struct CodeCache {
     table: HashMap<u64, RegionId>,
     /// … and those whose blocks reach into it from another.
     straddling: HashMap<u64, Vec<RegionId>>,
+    /// By number of a guest page: retired regions that it lay in, the last one last.
+    former: HashMap<u64, VecDeque<RegionId>>,
     /// By chunk: whose it is.
     owners: Vec<Option<RegionId>>,
     next: u64,
@@ -40,6 +42,14 @@ pub(crate) struct CodeCache {
 /// What any thread may read of a code cache at any time.
 #[derive(Debug)]
 pub(crate) struct Lookups(Table<u64>);
+
+/// Retired regions of a page whose blocks can be adopted, …
+const FORMER_OF_PAGE: usize = 3;
+/// … and pages that have such.
+const MOST_FORMER: usize = 1 << 12;
+/// Opcodes with a 32-bit displacement.
+const CALL: u8 = 0xe8;
+const JUMP: u8 = 0xe9;
 
 /// Lists of the table; more pages than this share lists.
 const BUCKETS: usize = 1 << 12;
@@ -60,8 +70,12 @@ pub struct Figures {
     pub regions_retired: u64,
     /// … and of them those that no vCPU can be in any more, whose memory can be used again.
     pub regions_reclaimed: u64,
-    /// Blocks invalidated one by one.
+    /// Blocks invalidated one by one, …
     pub blocks_invalidated: u64,
+    /// … those that came back when their source bytes did, …
+    pub blocks_revived: u64,
+    /// … and those taken over from retired regions.
+    pub blocks_adopted: u64,
     /// Direct jumps pointed at their targets.
     pub chained: u64,
     /// Guest instructions translated.
@@ -103,6 +117,7 @@ impl CodeCache {
             limbo: Limbo::new(),
             table: HashMap::new(),
             straddling: HashMap::new(),
+            former: HashMap::new(),
             owners: Vec::new(),
             next: 0,
             figures: Figures::default(),
@@ -176,30 +191,87 @@ impl CodeCache {
         &mut self,
         id: RegionId,
         key: Key,
-        mut translated: TranslatedBlock,
+        translated: Arc<TranslatedBlock>,
+        source: Option<Source>,
     ) -> Result<u64, Full> {
-        let mut code = std::mem::take(&mut translated.code);
+        let mut code = translated.code.clone();
         let offset = self.allocate(id, code.len())?;
         self.relocate(offset, &translated, &mut code);
         self.arena.write(offset, &code);
-        self.figures.translations += 1;
-        self.figures.instructions += u64::from(translated.instructions);
-        self.figures.guest_bytes += u64::from(translated.guest_bytes);
-        self.figures.host_bytes += code.len() as u64;
         self.note_straddling(id, key.pc, translated.guest_bytes);
         let region = self.regions.get_mut(&id).expect("the caller has just found it");
         let number = region.blocks.len() as u32;
-        region.blocks.push(Block { key, offset, translated, length: code.len() });
+        region.blocks.push(Block { key, offset, translated, source });
         let (_, blocks) = region.chunks.last_mut().expect("space was just taken from it");
         blocks.push(number);
-        // Last: from here on other vCPUs run it.
+        Ok(self.publish(id, number))
+    }
+
+    /// Notes that a block was translated, not found.
+    pub(crate) fn count(&mut self, block: &TranslatedBlock) {
+        self.figures.translations += 1;
+        self.figures.instructions += u64::from(block.instructions);
+        self.figures.guest_bytes += u64::from(block.guest_bytes);
+        self.figures.host_bytes += block.code.len() as u64;
+    }
+
+    /// Makes a block of a region the one with its key, and points its other versions at it, to which
+    /// chained jumps may lead. From here on other vCPUs run it.
+    fn publish(&mut self, id: RegionId, number: u32) -> u64 {
+        let region = self.regions.get_mut(&id).expect("the caller has just found it");
+        let (key, offset) =
+            (region.blocks[number as usize].key, region.blocks[number as usize].offset);
+        let versions = region.versions.entry(key).or_default();
+        if !versions.contains(&number) {
+            versions.push(number);
+        }
+        for other in versions.iter().filter(|other| **other != number) {
+            let from = region.blocks[*other as usize].offset;
+            self.arena.patch_entry(from, transfer(JUMP, from, offset));
+        }
         let (address, guard) = (self.arena.address(offset), pin());
         region.live.index.insert(key.tagged(), address, &guard);
         if !region.pages.contains(&page(key.pc)) {
             region.pages.push(page(key.pc));
             self.lookups.0.insert(page(key.pc), Arc::clone(&region.live), &guard);
         }
-        Ok(address)
+        address
+    }
+
+    /// A block for a key that has none, made earlier from the same bytes: one of the region's own that
+    /// was invalidated, or one of a retired region with the same span, which is copied.
+    pub(crate) fn revive(
+        &mut self,
+        id: RegionId,
+        key: Key,
+        bytes: &[u8],
+        checked: bool,
+    ) -> Option<Result<u64, Full>> {
+        let is_it = |block: &Block| {
+            block.source.as_ref().is_some_and(|source| source.is_in(bytes, checked))
+        };
+        let region = self.regions.get(&id)?;
+        if let Some(number) = region.version(key, is_it) {
+            let offset = region.blocks[number as usize].offset;
+            self.arena.patch_entry(offset, ENTRY);
+            self.figures.blocks_revived += 1;
+            return Some(Ok(self.publish(id, number)));
+        }
+        let former = self.former.get(&page(key.pc))?;
+        let found = former.iter().rev().find_map(|other| {
+            let other = self.regions.get(other).filter(|other| other.span == region.span)?;
+            let number = other.version(key, is_it)?;
+            Some(&other.blocks[number as usize])
+        })?;
+        let (translated, source) = (Arc::clone(&found.translated), found.source.clone());
+        self.figures.blocks_adopted += 1;
+        Some(self.insert(id, key, translated, source))
+    }
+
+    /// How many blocks there have been for a key in its region.
+    pub(crate) fn versions(&self, id: RegionId, key: Key) -> usize {
+        let region = self.regions.get(&id);
+        region.and_then(|region| region.versions.get(&key)).map_or(0, Vec::len)
     }
 
     /// Resolves the calls of stubs in `code`, which goes to `offset` of the arena.
@@ -261,13 +333,34 @@ impl CodeCache {
         self.figures.chained += 1;
     }
 
-    /// Makes a block one that no lookup finds. Chained jumps still do.
-    pub(crate) fn forget(&mut self, key: Key) {
+    /// Makes a block one that no lookup finds and no jump passes: one store to its tag, one to its entry.
+    pub(crate) fn invalidate(&mut self, key: Key) {
         let region = self.region_of(key.pc).and_then(|id| self.regions.get(&id));
-        if let Some(region) = region
-            && region.live.index.invalidate(key.tagged(), &pin()).is_some()
-        {
+        let address = region.and_then(|region| region.live.index.invalidate(key.tagged(), &pin()));
+        if let Some(offset) = address.and_then(|address| self.arena.offset(address)) {
+            let stub = self.stubs[Stub::Changed as usize] as usize;
+            self.arena.patch_entry(offset, transfer(CALL, offset, stub));
             self.figures.blocks_invalidated += 1;
+        }
+    }
+
+    /// The same for every block that has a byte between two addresses.
+    pub(crate) fn invalidate_between(&mut self, first: GuestAddress, last: GuestAddress) {
+        let mut regions: Vec<RegionId> = Vec::new();
+        for page in page(first)..=page(last) {
+            regions.extend(self.table.get(&page));
+            regions.extend(self.straddling.get(&page).into_iter().flatten());
+        }
+        regions.dedup();
+        let blocks = regions.iter().filter_map(|id| self.regions.get(id)).flat_map(|region| {
+            region.blocks.iter().filter(|block| {
+                let bytes = u64::from(block.translated.guest_bytes.max(1));
+                block.key.pc <= last && first <= block.key.pc.wrapping_add(bytes - 1)
+            })
+        });
+        let keys: HashSet<Key> = blocks.map(|block| block.key).collect();
+        for key in keys {
+            self.invalidate(key);
         }
     }
 
@@ -288,6 +381,16 @@ impl CodeCache {
         for id in all {
             self.retire(id);
         }
+        self.forget_former();
+    }
+
+    /// Keeps nothing of retired regions but what vCPUs may be in.
+    fn forget_former(&mut self) {
+        self.former.clear();
+        self.regions.retain(|_, region| {
+            region.kept = 0;
+            !region.retired || !region.chunks.is_empty()
+        });
     }
 
     /// Takes a region out of all lookups; whether it was there. The caller then asks every vCPU to come
@@ -312,21 +415,54 @@ impl CodeCache {
                 }
             }
         }
+        for page in &region.pages {
+            self.former.entry(*page).or_default().push_back(id);
+            region.kept += 1;
+        }
         self.figures.regions_retired += 1;
         self.limbo.retire(id, &guard);
         true
     }
 
-    /// Gives back the memory of retired regions that no vCPU can be in any more.
+    /// Gives back the memory of retired regions that no vCPU can be in any more. Of each page, the
+    /// blocks of some regions are kept, to be adopted.
     pub(crate) fn reclaim(&mut self) {
-        for id in self.limbo.returned() {
-            let region = self.regions.remove(&id).expect("it is kept until now");
-            for (chunk, _) in region.chunks {
+        let returned = self.limbo.returned();
+        if returned.is_empty() {
+            return;
+        }
+        for id in returned {
+            // One without a block may be forgotten by now.
+            let Some(region) = self.regions.get_mut(&id) else { continue };
+            for (chunk, _) in std::mem::take(&mut region.chunks) {
                 self.owners[chunk.0 as usize] = None;
                 self.arena.give_back(chunk);
                 self.figures.reclaimed_bytes += CHUNK_BYTES as u64;
             }
             self.figures.regions_reclaimed += 1;
+            if region.kept == 0 {
+                self.regions.remove(&id);
+                continue;
+            }
+            for page in std::mem::take(&mut region.pages) {
+                self.limit_former(page);
+            }
+        }
+        if self.former.len() > MOST_FORMER {
+            self.forget_former();
+        }
+    }
+
+    /// Lets go of regions that a page lay in long ago.
+    fn limit_former(&mut self, page: u64) {
+        let Some(former) = self.former.get_mut(&page) else { return };
+        while former.len() > FORMER_OF_PAGE {
+            let Some(id) = former.pop_front() else { return };
+            let Some(region) = self.regions.get_mut(&id) else { continue };
+            region.kept -= 1;
+            if region.kept == 0 && region.chunks.is_empty() {
+                self.regions.remove(&id);
+            }
         }
     }
 
@@ -334,6 +470,13 @@ impl CodeCache {
     pub(crate) fn waiting(&self) -> usize {
         self.limbo.count()
     }
+}
+
+/// A transfer of control from `from` to `to`, both in the arena.
+fn transfer(opcode: u8, from: usize, to: usize) -> [u8; 5] {
+    let distance = (to as i64 - (from + 5) as i64) as i32;
+    let [a, b, c, d] = distance.to_le_bytes();
+    [opcode, a, b, c, d]
 }
 
 fn page(address: GuestAddress) -> u64 {

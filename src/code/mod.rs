@@ -18,6 +18,6 @@ mod table;
 
 pub(crate) use arena::{Arena, CHUNK_BYTES};
 pub use cache::Figures;
-pub(crate) use cache::{CodeCache, Lookups};
+pub(crate) use cache::{CodeCache, Full, Lookups};
 pub(crate) use limbo::hurry;
-pub(crate) use region::Key;
+pub(crate) use region::{Key, Source};

@@ -1,5 +1,7 @@
 //! [`Region`]: a span of guest pages and the blocks translated from it.
 
+use std::collections::HashMap;
+
 use super::chunks::ChunkId;
 use super::index::{Index, Tagged};
 use super::sync::Arc;
@@ -29,10 +31,26 @@ pub(crate) struct Block {
     pub(crate) key: Key,
     /// Offset of its code in the arena.
     pub(crate) offset: usize,
-    /// Everything but the code, which is in the arena.
-    pub(crate) translated: TranslatedBlock,
-    /// Bytes of its code.
-    pub(crate) length: usize,
+    /// As it was translated, without what its place in the arena has changed in its code.
+    pub(crate) translated: Arc<TranslatedBlock>,
+    /// What it was translated from, if it may be used again where the same is found.
+    pub(crate) source: Option<Source>,
+}
+
+/// What a block was translated from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Source {
+    /// Bytes of guest code.
+    pub(crate) bytes: Box<[u8]>,
+    /// It compares them before it runs.
+    pub(crate) checked: bool,
+}
+
+impl Source {
+    /// Whether a block translated from this is one for these bytes, of which there may be more.
+    pub(crate) fn is_in(&self, bytes: &[u8], checked: bool) -> bool {
+        self.checked == checked && !self.bytes.is_empty() && bytes.starts_with(&self.bytes)
+    }
 }
 
 /// Names a region. Numbers are never used twice.
@@ -53,8 +71,12 @@ pub(crate) struct Region {
     pub(crate) pages: Vec<u64>,
     /// No lookup finds it; a vCPU may still be in it.
     pub(crate) retired: bool,
+    /// In how many lists of former regions it is.
+    pub(crate) kept: usize,
     /// Its blocks in order of their making, …
     pub(crate) blocks: Vec<Block>,
+    /// … those of each key, …
+    pub(crate) versions: HashMap<Key, Vec<u32>>,
     /// … and for each chunk, its blocks by offset.
     pub(crate) chunks: Vec<(ChunkId, Vec<u32>)>,
     /// Bytes used of the last chunk.
@@ -70,11 +92,19 @@ impl Region {
             live: Arc::new(Live::new(Index::new(FIRST_PLACES))),
             pages: Vec::new(),
             retired: false,
+            kept: 0,
             blocks: Vec::new(),
+            versions: HashMap::new(),
             chunks: Vec::new(),
             fill: 0,
             straddled: Vec::new(),
         }
+    }
+
+    /// A block of a key for which `is_it` is true, the last one first.
+    pub(crate) fn version(&self, key: Key, is_it: impl Fn(&Block) -> bool) -> Option<u32> {
+        let versions = self.versions.get(&key)?;
+        versions.iter().rev().copied().find(|number| is_it(&self.blocks[*number as usize]))
     }
 
     /// The block whose code is at `offset` of the arena, which lies in `chunk`.
@@ -82,6 +112,6 @@ impl Region {
         let (_, blocks) = self.chunks.iter().find(|(id, _)| *id == chunk)?;
         let after = blocks.partition_point(|&index| self.blocks[index as usize].offset <= offset);
         let block = &self.blocks[blocks[after.checked_sub(1)?] as usize];
-        (offset < block.offset + block.length).then_some(block)
+        (offset < block.offset + block.translated.code.len()).then_some(block)
     }
 }

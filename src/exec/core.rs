@@ -15,7 +15,7 @@ use super::trampoline::Prelude;
 use super::vcpu_memory::{Door, PollCell};
 use crate::code::gate::Gates;
 use crate::code::sync::Arc;
-use crate::code::{Arena, CHUNK_BYTES, CodeCache, Key};
+use crate::code::{Arena, CHUNK_BYTES, CodeCache, Full, Key, Source};
 use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
 use crate::memory::{AccessError, AddressSpace, MapError, PageId};
 use crate::translate::{Request, Stub, TranslatedBlock, Translator};
@@ -28,6 +28,8 @@ const MOST_SOURCE: usize = 1024;
 const MOST_PAGES: u64 = 512;
 /// Pages of a range from which on all code is retired, and not page by page.
 const MOST_RETIRED: u64 = 1 << 16;
+/// Blocks of one key that a region keeps; when there are more, it goes.
+const MOST_VERSIONS: usize = 16;
 /// Writes to a page's code after which its blocks check themselves instead.
 const WRITES_UNTIL_CHECKED: u32 = 4;
 
@@ -135,7 +137,13 @@ impl Core {
         if !writable {
             pages.extend(next);
         }
-        let region = match self.cache.region_of(key.pc) {
+        self.cache.reclaim();
+        let region = self.cache.region_of(key.pc);
+        let crowded = region.is_some_and(|id| self.cache.versions(id, key) >= MOST_VERSIONS);
+        if crowded && self.cache.retire_page(key.pc) {
+            self.gates.invalidated();
+        }
+        let region = match region.filter(|_| !crowded) {
             Some(region) => region,
             None => {
                 let Some(span) = self.new_span(key.pc) else { return Found::Nothing };
@@ -154,22 +162,40 @@ impl Core {
                 return Found::Nothing;
             }
             let Some(span) = self.cache.span(region) else { return Found::Nothing };
+            let checked = checked && key.pc.0 < self.memory.window_end();
+            if !self.hooks.on_code
+                && let Some(revived) = self.cache.revive(region, key, &self.source, checked)
+            {
+                return self.found(revived);
+            }
             let block = self.translator.block(&Request {
                 pc: key.pc,
                 code: &self.source,
                 span,
                 stops: &[],
                 counted: key.counted,
-                checked: checked && key.pc.0 < self.memory.window_end(),
+                checked,
                 single_pass: self.hooks.has_block_hook(key.pc),
             });
             match next {
                 Some(next) if block.truncated && pages.len() == 1 => pages.push(next),
-                _ => break block,
+                _ => break (block, checked),
             }
         };
-        self.cache.reclaim();
-        match self.cache.insert(region, key, block) {
+        let (block, checked) = block;
+        let kept = !self.hooks.on_code && !block.truncated;
+        let source = kept.then(|| {
+            let bytes = self.source[..block.guest_bytes as usize].into();
+            Source { bytes, checked }
+        });
+        self.cache.count(&block);
+        let inserted = self.cache.insert(region, key, Arc::new(block), source);
+        self.found(inserted)
+    }
+
+    /// What came of putting a block in place.
+    fn found(&mut self, inserted: Result<u64, Full>) -> Found {
+        match inserted {
             Ok(address) => Found::At(address),
             Err(_full) => {
                 self.retire_all();
@@ -297,7 +323,12 @@ impl Core {
     /// Retires the code of addresses whose breakpoints or hooks have changed, of which each vCPU is to
     /// know.
     fn rules_changed(&mut self, span: Span) {
-        self.retire_between(span.first, span.last);
+        let pages = span.last.0 / PAGE_SIZE - span.first.0 / PAGE_SIZE;
+        if pages < MOST_PAGES {
+            self.cache.invalidate_between(span.first, span.last);
+        } else {
+            self.retire_between(span.first, span.last);
+        }
         self.gates.invalidated();
     }
 
@@ -395,9 +426,7 @@ impl Core {
 
     /// A block's source bytes have changed.
     pub(super) fn forget_block(&mut self, key: Key) {
-        self.cache.forget(key);
-        // Jump caches still lead to it.
-        self.gates.invalidated();
+        self.cache.invalidate(key);
     }
 
     /// Forgets which pages were written often.

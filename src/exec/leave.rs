@@ -43,7 +43,14 @@ impl Vcpu {
                 }
                 self.pc = pc;
                 self.within = Some((pc, 0));
-                Handled::End(End::Go)
+                let wanted = !self.gate.is_requested() && !self.on_code;
+                match wanted.then(|| core.find_to_jump(key)).flatten() {
+                    Some(next) => {
+                        self.memory.block_mut().entry = next;
+                        Handled::Start
+                    }
+                    None => Handled::End(End::Go),
+                }
             }
             Leave::Direct { target, patch } => {
                 self.pc = target;

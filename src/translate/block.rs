@@ -171,6 +171,11 @@ pub struct TranslatedBlock {
 /// Alignment of a block's host code, in bytes.
 pub const CODE_ALIGNMENT: usize = 16;
 
+/// What every block begins with: one instruction that does nothing. It lies in one aligned word, so one
+/// store puts a `call` of [`Stub::Changed`] or a jump to another block in its place, whoever executes
+/// it meanwhile.
+pub const ENTRY: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
+
 impl TranslatedBlock {
     /// The side table's entry for an offset of the host code.
     #[must_use]

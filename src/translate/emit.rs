@@ -9,7 +9,7 @@ use dynasmrt::{DynasmApi, SimpleAssembler, dynasm};
 use iced_x86::Register;
 
 use super::block::{
-    Exit, Leave, Purpose, Recovery, Relocation, SideEntry, Stub, TranslatedBlock, X87Opcode,
+    ENTRY, Exit, Leave, Purpose, Recovery, Relocation, SideEntry, Stub, TranslatedBlock, X87Opcode,
 };
 use super::vcpu_block::{ProbeShape, at};
 
@@ -55,6 +55,12 @@ impl Emitter {
             index: 0,
             recovery: Recovery::PLAIN,
         }
+    }
+
+    /// Emits what a block begins with.
+    pub(super) fn entry(&mut self) {
+        self.bytes(&ENTRY);
+        self.exits.push(Exit { offset: self.offset(), leave: Leave::Changed });
     }
 
     /// Code from here on works for the guest instruction at offset `guest`, the `index`-th.

@@ -28,8 +28,8 @@ use iced_x86::{
 };
 
 pub use block::{
-    CODE_ALIGNMENT, Exit, Leave, Purpose, Recovery, Relocation, SideEntry, Stub, TranslatedBlock,
-    X87Opcode,
+    CODE_ALIGNMENT, ENTRY, Exit, Leave, Purpose, Recovery, Relocation, SideEntry, Stub,
+    TranslatedBlock, X87Opcode,
 };
 pub use classify::{Class, class};
 pub(crate) use control::is_canonical;
@@ -158,6 +158,7 @@ impl Translator {
         self.probed = Probed::default();
         let mut work = Work { request, emitter: Emitter::new(), done: 0, count: 0, polled: false };
         work.emitter.begin(0, 0);
+        work.emitter.entry();
         if let Some(length) = checked {
             work.compare_source(length);
         }
