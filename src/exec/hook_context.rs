@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::core::Core;
+use super::shared::Shared;
 use super::vcpu::Vcpu;
 use crate::guest::{GuestAddress, State};
 use crate::memory::AccessError;
@@ -10,7 +11,7 @@ use crate::memory::AccessError;
 /// What a code or block hook works with: the vCPU before the instruction at RIP, and its memory.
 pub struct HookContext<'a> {
     pub(super) vcpu: &'a mut Vcpu,
-    pub(super) core: &'a mut Core,
+    pub(super) shared: &'a Shared,
     pub(super) stop: bool,
 }
 
@@ -61,13 +62,13 @@ impl HookContext<'_> {
 
     /// Reads guest memory like [`Machine::read`](super::Machine::read).
     pub fn read(&self, address: GuestAddress, bytes: &mut [u8]) -> Result<(), AccessError> {
-        self.core.memory.read(address, bytes)
+        self.shared.lock().memory.read(address, bytes)
     }
 
     /// Writes guest memory like [`Machine::write`](super::Machine::write); the instruction at RIP
     /// included.
     pub fn write(&mut self, address: GuestAddress, bytes: &[u8]) -> Result<(), AccessError> {
-        self.core.write(address, bytes)
+        self.shared.change(|core| core.write(address, bytes))
     }
 
     /// Ends the run with [`Exit::Stopped`](super::Exit::Stopped) before the instruction at RIP, once all of its hooks have

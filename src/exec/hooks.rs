@@ -13,10 +13,12 @@
 //! ends before it (a hook that stops, a request to leave, a fault that the host repairs) goes on
 //! behind the call.
 //!
-//! Hooks run under the machine's lock: they work with what they are given, not with a clone of the
-//! [`Machine`](super::Machine), which panics. A hook that panics ends the run by its panic. Nothing is
-//! left locked; after a panic in a memory hook or a device the vCPU's registers may be those in the
-//! middle of the instruction, whose memory accesses before that one are done.
+//! Code and block hooks run without any lock of the machine: they may take their time, and may use a
+//! clone of the [`Machine`](super::Machine). Memory hooks and devices run in the middle of an
+//! instruction, under the machine's lock: they work with what they are given, and a use of the machine
+//! panics. One hook is called by one vCPU at a time. A hook that panics ends the run by its panic.
+//! Nothing is left locked; after a panic in a memory hook or a device the vCPU's registers may be those
+//! in the middle of the instruction, whose memory accesses before that one are done.
 
 use std::cell::Cell;
 use std::fmt;
@@ -24,9 +26,9 @@ use std::ops::{Bound, RangeBounds};
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
-use super::core::Core;
 use super::exit::Exit;
 use super::hook_context::{HookContext, MemoryAccess};
+use super::shared::{Running, Shared};
 use super::vcpu::Vcpu;
 use crate::code::sync::{Arc, Mutex, PoisonError};
 use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE};
@@ -330,17 +332,24 @@ pub(super) enum Met {
 }
 
 impl Vcpu {
-    /// Looks for breakpoints and calls hooks at RIP. The breakpoint at `passing` is passed.
-    pub(super) fn meet(&mut self, core: &mut Core, passing: Option<GuestAddress>) -> Met {
+    /// Looks for breakpoints and calls hooks at RIP, without the lock. The breakpoint at `passing` is
+    /// passed.
+    pub(super) fn meet(
+        &mut self,
+        shared: &Shared,
+        running: &mut Running<'_>,
+        passing: Option<GuestAddress>,
+    ) -> Met {
         let pc = self.pc;
         self.place.forget_others(pc);
-        if passing != Some(pc) && core.hooks.is_breakpoint(pc) {
+        if passing != Some(pc) && running.core().hooks.is_breakpoint(pc) {
             return Met::Exit(Exit::Breakpoint);
         }
-        let due = core.hooks.due(pc, self.place);
+        let due = running.core().hooks.due(pc, self.place);
         if !due.is_empty() {
+            running.release();
             self.place = Place { announced: Some(pc), at: pc, from: Some(pc) };
-            let mut context = HookContext { vcpu: self, core, stop: false };
+            let mut context = HookContext { vcpu: self, shared, stop: false };
             for call in due {
                 (call.lock().unwrap_or_else(PoisonError::into_inner))(&mut context);
             }
@@ -351,7 +360,7 @@ impl Vcpu {
         if self.pc != pc {
             return Met::Moved;
         }
-        if core.hooks.is_stop(pc) { Met::Stop } else { Met::Nothing }
+        if running.core().hooks.is_stop(pc) { Met::Stop } else { Met::Nothing }
     }
 
     /// Notes how control came to RIP by the instruction at `before`, whose bytes are in `self.bytes`.

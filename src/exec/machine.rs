@@ -20,7 +20,7 @@ use crate::memory::{AccessError, AddressSpace, Backing, MapError, Mapping, Resto
 ///
 /// All of it can be called from any thread while vCPUs run in others. When a call returns, no vCPU
 /// runs code that it has made invalid, and none will; [`Self::invalidate_soon`] alone does not wait.
-/// Called by a hook or a device of the machine itself they panic.
+/// Called by a memory hook or a device of the machine itself they panic.
 #[derive(Clone, Debug)]
 pub struct Machine {
     shared: Arc<Shared>,

@@ -1,8 +1,8 @@
 //! [`Shared`]: what the vCPUs of a machine share, and the lock around most of it.
 //!
 //! A vCPU holds the lock while it translates, chains, or executes an instruction by itself; to look up
-//! translations and to run them it takes none. A hook or a device that asks the machine itself for
-//! something would wait for its own run for ever: it panics instead.
+//! translations and to run them it takes none. A memory hook or a device that asks the machine itself
+//! for something would wait for its own run for ever: it panics instead.
 
 use super::core::Core;
 use super::vcpu_memory::{Door, PollCell};
@@ -38,7 +38,7 @@ impl Shared {
         // Only its own value matters to a thread, and that it has stored itself.
         assert!(
             self.runner.load(Ordering::Relaxed) != this_thread(),
-            "a hook or a device called its own machine: it has to use what it is given"
+            "a memory hook or a device called its own machine: it has to use what it is given"
         );
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }

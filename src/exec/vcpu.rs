@@ -235,7 +235,7 @@ impl Vcpu {
             }
             self.catch_up(&mut running);
             if self.on_code {
-                match self.meet(running.core(), passing) {
+                match self.meet(&shared, &mut running, passing) {
                     Met::Exit(exit) => return exit,
                     Met::Moved => {
                         step = false;

@@ -264,11 +264,65 @@ fn a_panic_in_a_hook_hurts_nobody_else() {
 
 #[test]
 #[should_panic(expected = "called its own machine")]
-fn a_hook_that_calls_its_machine_panics_and_does_not_hang() {
+fn a_memory_hook_that_calls_its_machine_panics_and_does_not_hang() {
+    let mut guest = guest(|code| {
+        code.mov(rax, ptr(DATA)).unwrap();
+        code.hlt().unwrap();
+    });
+    let machine = guest.machine.clone();
+    guest.machine.hook_memory(.., move |_| drop(machine.regions())).unwrap();
+    guest.run();
+}
+
+#[test]
+fn a_code_hook_may_call_its_machine() {
     let mut guest = counter(3);
     let machine = guest.machine.clone();
-    guest.machine.hook_code(.., move |_| drop(machine.regions())).unwrap();
-    guest.run();
+    let first = GuestAddress(CODE)..GuestAddress(CODE + 1);
+    let code = guest.machine.regions()[0].range;
+    guest
+        .machine
+        .hook_code(first, move |_| {
+            machine.set_breakpoint(GuestAddress(CODE + 8));
+            machine.invalidate(code);
+        })
+        .unwrap();
+    assert_eq!(guest.vcpu.run(None), Exit::Breakpoint);
+    assert_eq!(guest.vcpu.rip().0, CODE + 8);
+}
+
+#[test]
+fn a_vcpu_asleep_in_a_hook_keeps_nobody_waiting() {
+    let mut guest = counter(1);
+    let machine = guest.machine.clone();
+    let (asleep, hears) = std::sync::mpsc::channel();
+    let (wakes, sleeper) = std::sync::mpsc::channel::<()>();
+    let first = GuestAddress(CODE)..GuestAddress(CODE + 1);
+    let id = guest.machine.hook_code(first, move |_| {
+        asleep.send(()).unwrap();
+        sleeper.recv().unwrap();
+    });
+    std::thread::scope(|scope| {
+        scope.spawn(|| guest.run());
+        hears.recv().unwrap();
+        // Another vCPU runs, code is invalidated, and its memory comes back.
+        let mut other = machine.vcpu().unwrap();
+        other.set_rip(GuestAddress(CODE + 8));
+        other.set_gpr(RCX, 1);
+        assert_eq!(other.run(Some(100)), Exit::Halt);
+        let before = machine.figures();
+        machine.invalidate(machine.regions()[0].range);
+        for _ in 0..100 {
+            if machine.reclaim() == 0 {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        let after = machine.figures();
+        assert!(after.regions_reclaimed > before.regions_reclaimed, "{after:?}");
+        assert!(machine.remove_hook(id.unwrap()));
+        wakes.send(()).unwrap();
+    });
 }
 
 #[test]
