@@ -20,7 +20,7 @@ use runner::workshop::Workshop;
 
 /// How long a model may take, and one with a mutant to be found.
 const LIMIT: Duration = Duration::from_secs(120);
-const LIMIT_MUTANT: Duration = Duration::from_secs(60);
+const LIMIT_MUTANT: Duration = Duration::from_secs(120);
 /// More than a deep model's own limit: it looks at the time now and then.
 const SLACK: Duration = Duration::from_secs(120);
 const PARALLEL: usize = 2;

@@ -30,13 +30,19 @@ impl Workshop {
 
     /// The test binary of the project as it is.
     pub(crate) fn build_real(&self) -> Result<PathBuf, String> {
-        self.build(&self.root.join("loom"), "real")
+        self.build_copy("real", None)
     }
 
     /// The test binary of the project with a patch.
     pub(crate) fn build_mutant(&self, mutant: &Mutant) -> Result<PathBuf, String> {
+        self.build_copy(&mutant.name, Some(&mutant.patch))
+    }
+
+    /// Builds from a copy in any case, new at each build: to cargo all of these are one package, and
+    /// what is not newer than the build before it would not be built again.
+    fn build_copy(&self, name: &str, patch: Option<&Path>) -> Result<PathBuf, String> {
         let _busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        let copy = self.folder.join("mutant");
+        let copy = self.folder.join("copy");
         if copy.exists() {
             fs::remove_dir_all(&copy).map_err(|error| format!("{copy:?}: {error}"))?;
         }
@@ -46,10 +52,12 @@ impl Workshop {
         for file in ["loom/Cargo.toml", "loom/Cargo.lock"] {
             copy_file(&self.root.join(file), &copy.join(file))?;
         }
-        let mut patch = Command::new("patch");
-        patch.args(["-p1", "--fuzz=0", "--batch", "--input"]).arg(&mutant.patch).current_dir(&copy);
-        output(&mut patch).map_err(|message| format!("does not apply\n{message}"))?;
-        self.build(&copy.join("loom"), &mutant.name)
+        if let Some(patch) = patch {
+            let mut command = Command::new("patch");
+            command.args(["-p1", "--fuzz=0", "--batch", "--input"]).arg(patch).current_dir(&copy);
+            output(&mut command).map_err(|message| format!("does not apply\n{message}"))?;
+        }
+        self.build(&copy.join("loom"), name)
     }
 
     fn build(&self, package: &Path, name: &str) -> Result<PathBuf, String> {
