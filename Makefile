@@ -5,13 +5,16 @@ CARGO ?= cargo
 SECONDS_CAMPAIGN ?= 60
 SEED ?= 1
 OUT ?= campaign
+SECONDS_MODEL ?= 600
 
-.PHONY: help deps build campaign test check fuzz-smoke clean
+.PHONY: help deps build campaign test check loom loom-deep fuzz-smoke clean
 
 help:
 	@echo "make campaign    build, then compare the JIT and Unicorn with this processor for $(SECONDS_CAMPAIGN) s"
 	@echo "make test        all tests"
 	@echo "make check       formatting, lints, documentation"
+	@echo "make loom        models of the code cache's protocols, and the faults seeded in them"
+	@echo "make loom-deep   the models with no bound on preemptions, for $(SECONDS_MODEL) s each at most"
 	@echo "make fuzz-smoke  each cargo-fuzz target for 60 s (needs a nightly toolchain)"
 	@echo "make deps        install what the build needs beside Rust: cmake, a C compiler, libclang"
 
@@ -35,9 +38,15 @@ check: deps
 	$(CARGO) clippy --release --all-targets --no-default-features -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --release --no-deps
 
+loom:
+	$(CARGO) run --quiet --locked --manifest-path loom/Cargo.toml
+
+loom-deep:
+	$(CARGO) run --quiet --locked --manifest-path loom/Cargo.toml -- --deep $(SECONDS_MODEL)
+
 fuzz-smoke: deps
 	@sh tests/fuzz-smoke.sh
 
 clean:
 	$(CARGO) clean
-	rm -rf fuzz/target
+	rm -rf fuzz/target loom/target

@@ -69,7 +69,8 @@ impl<B: Bell> Gate<B> {
     /// The vCPU is inside from here on. Gives the generation it is in.
     pub(crate) fn enter(&self, gates: &Gates<B>) -> u64 {
         let passes = self.passes.load(Ordering::Relaxed);
-        self.passes.store(passes + 1, Ordering::Relaxed);
+        // Releases, since `wait` may see the vCPU inside again without having seen it outside.
+        self.passes.store(passes + 1, Ordering::Release);
         // Pairs with that of `wait`.
         fence(Ordering::SeqCst);
         gates.generation.load(Ordering::Acquire)

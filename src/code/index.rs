@@ -9,7 +9,7 @@
 //! takes the smaller one's place; what was replaced is freed when no reader can be in it.
 #![allow(unsafe_code, reason = "follows pointers that an epoch guards")]
 
-use super::sync::{Atomic, AtomicU32, AtomicUsize, Guard, Ordering, Owned, Shared, pin};
+use super::sync::{Atomic, AtomicU32, AtomicUsize, Guard, Ordering, Owned, Shared, unprotected};
 
 /// The mode of a vCPU without long mode in 64-bit code: none has it.
 pub(crate) const IMPOSSIBLE: u32 = 0;
@@ -107,14 +107,13 @@ impl<V: Copy + Send + Sync + 'static> Index<V> {
 
     /// Puts a bigger array with the living entries and `new` in the place of `old`.
     fn grow(&self, old: &Places<V>, new: (u64, Shared<'_, Entry<V>>), guard: &Guard) {
-        let mut living = vec![new];
+        let (mut living, mut dead) = (vec![new], Vec::new());
         for place in &old.all {
             let entry = place.load(Ordering::Relaxed, guard);
             // SAFETY: as in `entry`.
             let Some(there) = (unsafe { entry.as_ref() }) else { continue };
             if there.tag.load(Ordering::Relaxed) == IMPOSSIBLE {
-                // SAFETY: it is in no array from here on, and has the epoch's time for who reads it.
-                unsafe { guard.defer_destroy(entry) };
+                dead.push(entry);
             } else {
                 living.push((there.pc, entry));
             }
@@ -124,7 +123,13 @@ impl<V: Copy + Send + Sync + 'static> Index<V> {
             bigger.put(pc, entry, guard);
         }
         let before = self.places.swap(Owned::new(bigger), Ordering::AcqRel, guard);
-        // SAFETY: no reader that comes now finds it. Its entries are not its own.
+        // Not earlier: a reader that comes before the swap, though later than this guard, may be at a
+        // dead entry when the epoch's time for what was deferred by then is over.
+        for entry in dead {
+            // SAFETY: no reader that comes now finds it.
+            unsafe { guard.defer_destroy(entry) };
+        }
+        // SAFETY: as above. Its entries are not its own.
         unsafe { guard.defer_destroy(before) };
     }
 
@@ -139,12 +144,12 @@ impl<V: Copy + Send + Sync + 'static> Index<V> {
 
 impl<V: Send + Sync + 'static> Drop for Index<V> {
     fn drop(&mut self) {
-        let guard = pin();
         // SAFETY: nobody else has the index; what it points at is its own.
         unsafe {
-            let places = self.places.load(Ordering::Relaxed, &guard).into_owned();
+            let guard = unprotected();
+            let places = self.places.load(Ordering::Relaxed, guard).into_owned();
             for place in &places.all {
-                let entry = place.load(Ordering::Relaxed, &guard);
+                let entry = place.load(Ordering::Relaxed, guard);
                 if !entry.is_null() {
                     drop(entry.into_owned());
                 }

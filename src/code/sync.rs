@@ -21,5 +21,5 @@ mod implementation {
     pub(crate) use std::sync::PoisonError;
 }
 
-pub(crate) use crossbeam_epoch::{Atomic, Guard, Owned, Shared, pin};
+pub(crate) use crossbeam_epoch::{Atomic, Guard, Owned, Shared, pin, unprotected};
 pub(crate) use implementation::*;

@@ -7,7 +7,7 @@
 #![allow(unsafe_code, reason = "follows pointers that an epoch guards")]
 
 use super::index::{Index, Tagged};
-use super::sync::{Arc, Atomic, AtomicBool, Guard, Ordering, Owned, pin};
+use super::sync::{Arc, Atomic, AtomicBool, Guard, Ordering, Owned, unprotected};
 
 /// What lookups see of a region.
 #[derive(Debug)]
@@ -94,13 +94,14 @@ impl<V: Copy + Send + Sync + 'static> Table<V> {
 
 impl<V: Copy + Send + Sync + 'static> Drop for Table<V> {
     fn drop(&mut self) {
-        let guard = pin();
+        // SAFETY: nobody else has the table.
+        let guard = unsafe { unprotected() };
         for bucket in &self.buckets {
-            let mut next = bucket.load(Ordering::Relaxed, &guard);
+            let mut next = bucket.load(Ordering::Relaxed, guard);
             while !next.is_null() {
-                // SAFETY: nobody else has the table; its nodes are its own.
+                // SAFETY: its nodes are its own.
                 let node = unsafe { next.into_owned() };
-                next = node.next.load(Ordering::Relaxed, &guard);
+                next = node.next.load(Ordering::Relaxed, guard);
             }
         }
     }
