@@ -25,7 +25,7 @@ use super::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, PoisonError, fenc
 
 /// What a vCPU's polls look at. Rings from any thread; quieted by its vCPU alone.
 pub(crate) trait Bell {
-    /// Makes the next poll leave. At least release.
+    /// Makes the next poll leave, by an exchange that releases.
     fn ring(&self);
     /// Whether it rings.
     fn rings(&self) -> bool;

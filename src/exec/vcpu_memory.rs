@@ -97,9 +97,9 @@ impl Drop for Pages {
 }
 
 impl PollCell {
-    /// Lets polls fault.
+    /// Lets polls fault. An exchange: whoever quiets two rings acquires what was stored before both.
     pub(super) fn set_faulting(&self) {
-        self.word().store(FAULTING, Ordering::Release);
+        self.word().swap(FAULTING, Ordering::AcqRel);
     }
 
     /// Lets polls pass.
