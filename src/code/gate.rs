@@ -47,6 +47,10 @@ impl<B: Bell> Gate<B> {
         Self { passes: AtomicU64::new(0), requested: AtomicBool::new(false), bell }
     }
 
+    pub(crate) fn bell(&self) -> &B {
+        &self.bell
+    }
+
     /// Asks for the end of the vCPU's run, from any thread.
     pub(crate) fn request(&self) {
         self.requested.store(true, Ordering::Release);

@@ -83,4 +83,6 @@ pub(super) mod vector {
     pub(crate) const GP: u8 = 13;
     pub(crate) const PF: u8 = 14;
     pub(crate) const AC: u8 = 17;
+    /// No vector of the processor: a repeated string instruction was interrupted between two iterations.
+    pub(crate) const INTERRUPTED: u8 = 255;
 }

@@ -28,6 +28,7 @@ impl Kick {
     /// Makes the vCPU's present or next run end with [`super::Exit::Requested`].
     pub fn ask(&self) {
         self.0.request();
+        self.0.bell().interrupt();
     }
 }
 

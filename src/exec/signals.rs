@@ -3,6 +3,9 @@
 //! the vCPU's block and lets the thread go on at the cache's fault stub; all else happens outside
 //! of the signal. If not, the fault goes to whoever handled the signal before.
 //!
+//! SIGURG, which nothing minds by default, interrupts a repeated string instruction of a code cache in
+//! the same way, between two iterations; anywhere else it does nothing.
+//!
 //! The handler runs in any thread at any time, so it takes no lock, allocates nothing, and reads
 //! only the list of code caches, whose entries are never freed. What runs before it clears AC: the
 //! guest may have set it, and Rust code is not aligned for it.
@@ -13,10 +16,15 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::OnceLock;
 
+use super::exit::vector;
 use crate::code::sync::{AtomicU64, AtomicUsize, Ordering};
 use crate::translate::VcpuBlock;
 
-const SIGNALS: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP];
+/// Sent to a thread that a vCPU runs in.
+pub(super) const INTERRUPT: i32 = libc::SIGURG;
+
+const SIGNALS: [i32; 6] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, INTERRUPT];
 
 /// A code cache that faults may come from. Entries live as long as the process and are used again.
 #[derive(Debug)]
@@ -109,7 +117,8 @@ fn install() -> io::Result<()> {
             let result = unsafe {
                 let action = action.assume_init_mut();
                 action.sa_sigaction = entry_point as *const () as usize;
-                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+                action.sa_flags =
+                    libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_RESTART;
                 libc::sigaction(signal, ptr::null(), previous.as_mut_ptr());
                 // Known before the handler can run.
                 let _ = PREVIOUS[index].set(previous.assume_init());
@@ -146,18 +155,39 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
         start > 1 && pc >= start && pc < entry.end.load(Ordering::Acquire)
     });
     let Some(entry) = ours else { return pass_on(signal, info, context) };
+    if signal == INTERRUPT && !is_repeated_string(pc) {
+        // A poll comes soon.
+        return;
+    }
     // Translated code has RSP at its block, or some bytes below for an instruction or two.
     let rsp = registers[libc::REG_RSP as usize] as u64;
     let block = rsp.next_multiple_of(align_of::<VcpuBlock>() as u64);
     // SAFETY: `pc` lies in a code cache, all of whose code runs with RSP at a block that its thread
     // alone uses.
     let block_of = unsafe { &mut *(block as *mut VcpuBlock) };
-    block_of.fault_vector = registers[libc::REG_TRAPNO as usize] as u64;
+    block_of.fault_vector = match signal {
+        INTERRUPT => u64::from(vector::INTERRUPTED),
+        _ => registers[libc::REG_TRAPNO as usize] as u64,
+    };
     block_of.fault_error = registers[libc::REG_ERR as usize] as u64;
     block_of.fault_address = registers[libc::REG_CR2 as usize] as u64;
     block_of.fault_pc = pc;
     registers[libc::REG_RSP as usize] = block as i64;
     registers[libc::REG_RIP as usize] = entry.stub.load(Ordering::Acquire) as i64;
+}
+
+/// Whether the instruction at an address of a code cache is a repeated string instruction.
+fn is_repeated_string(pc: u64) -> bool {
+    let mut repeats = false;
+    for offset in 0..8 {
+        // SAFETY: an instruction that a thread is executing; it has an opcode behind its prefixes.
+        match unsafe { *((pc + offset) as *const u8) } {
+            0xf2 | 0xf3 => repeats = true,
+            0x40..=0x4f | 0x65..=0x67 => {}
+            opcode => return repeats && matches!(opcode, 0xa4..=0xa7 | 0xaa..=0xaf),
+        }
+    }
+    false
 }
 
 /// Does what would have happened without this handler.
@@ -167,6 +197,8 @@ fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) 
     let Some(previous) = previous else { return };
     match previous.sa_sigaction {
         libc::SIG_IGN => {}
+        // Which is to ignore it.
+        libc::SIG_DFL if signal == INTERRUPT => {}
         libc::SIG_DFL => {
             // The instruction faults again and the default action is taken.
             // SAFETY: `previous` came from sigaction.

@@ -143,6 +143,7 @@ impl Vcpu {
             Purpose::Instruction => {}
         }
         match fault.vector {
+            vector::INTERRUPTED => End::Go,
             vector::PF => self.interpret_page_fault(core, fault),
             // The instruction's own doing, or an address that is not canonical.
             vector::GP | vector::SS => self.interpret_protection(core, fault),

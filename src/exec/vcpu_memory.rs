@@ -5,6 +5,7 @@
 use std::io;
 use std::ptr::NonNull;
 
+use super::signals::INTERRUPT;
 use crate::code::sync::{Arc, AtomicU64, Ordering};
 use crate::guest::Permissions;
 use crate::translate::{PROBE_REACH, SLOT_BYTES, VcpuBlock};
@@ -29,6 +30,12 @@ pub(super) struct Door {
     pub(super) enter: u64,
     /// Host addresses that are executed, first and behind the last.
     pub(super) range: (u64, u64),
+}
+
+/// The kernel's number of this thread.
+fn thread_id() -> u64 {
+    thread_local!(static ID: u64 = rustix::thread::gettid().as_raw_nonzero().get() as u64);
+    ID.with(|id| *id)
 }
 
 impl Door {
@@ -112,6 +119,18 @@ impl PollCell {
         self.word().load(Ordering::Relaxed) == self.quiet_address()
     }
 
+    /// Interrupts a repeated string instruction, which has no poll in it.
+    pub(super) fn interrupt(&self) {
+        // SAFETY: as in `word`.
+        let thread = unsafe { AtomicU64::from_ptr(&raw mut (*self.pages.block()).thread) };
+        let thread = thread.load(Ordering::Relaxed);
+        if thread != 0 {
+            // SAFETY: takes numbers alone. If the thread is gone by now nothing happens; if it is
+            // elsewhere, the handler does nothing.
+            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, INTERRUPT) };
+        }
+    }
+
     fn quiet_address(&self) -> u64 {
         // SAFETY: inside the pages, which live as long as `self`; only the address is taken.
         unsafe { &raw const (*self.pages.block()).quiet as u64 }
@@ -175,6 +194,7 @@ impl VcpuMemory {
     /// Runs translated code from `block.entry` until it leaves.
     pub(super) fn enter(&mut self, door: Door) {
         assert!(door.leads_to(self.block().entry), "only code of the cache is entered");
+        self.block_mut().thread = thread_id();
         // SAFETY: `door.enter` is the prelude's entry, which has this signature and keeps to the ABI;
         // the code at `entry` was put there by the core of the same machine, for the window that it
         // owns and this block was made for; the machine lives as long as its vCPUs, and faults of its
@@ -184,5 +204,6 @@ impl VcpuMemory {
                 std::mem::transmute(door.enter as *const ());
             function(self.pages.block());
         }
+        self.block_mut().thread = 0;
     }
 }

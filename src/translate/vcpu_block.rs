@@ -70,6 +70,8 @@ pub struct VcpuBlock {
     pub fault_address: u64,
     /// Host address of the instruction that faulted.
     pub fault_pc: u64,
+    /// The thread that runs guest code on this block, or 0.
+    pub thread: u64,
     /// A word that polls may load: nothing is asked.
     pub quiet: u64,
     /// The guest's extended state while it is out of the code cache.

@@ -157,6 +157,43 @@ fn kicked(mut guest: Guest, times: u32) -> Guest {
     guest
 }
 
+/// A repeated instruction that takes long is left between two iterations, and goes on from there.
+#[test]
+fn a_request_ends_repeated_instructions() {
+    const BIG: u64 = 0x1000_0000;
+    const PAGES: u64 = 0x1_0000;
+    let bytes = PAGES * 0x1000;
+    let mut guest = guest(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again).unwrap();
+        a.mov(rdi, BIG).unwrap();
+        a.mov(rcx, bytes).unwrap();
+        a.rep().stosb().unwrap();
+        a.jmp(again).unwrap();
+    });
+    guest.machine.map(range(BIG, PAGES), Permissions::ReadWrite).unwrap();
+    let mut in_the_middle = 0;
+    for round in 0..20 {
+        guest.vcpu.set_gpr(RAX, round);
+        let kick = guest.vcpu.kick();
+        let asker = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(5));
+            kick.ask();
+        });
+        assert_eq!(guest.vcpu.run(None), Exit::Requested);
+        asker.join().unwrap();
+        let (left, at) = (guest.vcpu.gpr(RCX), guest.vcpu.gpr(RDI));
+        if left != 0 && left != bytes {
+            in_the_middle += 1;
+            assert_eq!(at, BIG + bytes - left);
+            let mut around = [0; 2];
+            guest.machine.read(GuestAddress(at - 1), &mut around).unwrap();
+            assert_eq!(u64::from(around[0]), round, "the iteration before it is done");
+        }
+    }
+    assert!(in_the_middle > 0, "repeated instructions are left at their end only");
+}
+
 #[test]
 fn a_request_ends_endless_loops() {
     kicked(guest(|a| a.jmp(CODE).unwrap()), 300);
