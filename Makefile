@@ -38,10 +38,10 @@ check: deps
 	$(CARGO) clippy --release --all-targets --no-default-features -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --release --no-deps
 
-loom:
+loom: deps
 	$(CARGO) run --quiet --locked --manifest-path loom/Cargo.toml
 
-loom-deep:
+loom-deep: deps
 	$(CARGO) run --quiet --locked --manifest-path loom/Cargo.toml -- --deep $(SECONDS_MODEL)
 
 fuzz-smoke: deps

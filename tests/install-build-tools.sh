@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what Unicorn's build needs beside Rust, if it is missing: cmake, a C and C++ compiler,
-# libclang with its headers (for bindgen). Uses the system's package manager and says so.
+# Installs what Unicorn's build and the tests need beside Rust, if it is missing: cmake, a C and C++
+# compiler, libclang with its headers (for bindgen), patch. Uses the system's package manager and says so.
 set -eu
 
 missing=""
@@ -8,6 +8,8 @@ command -v cmake >/dev/null 2>&1 || missing="$missing cmake"
 command -v cc >/dev/null 2>&1 || missing="$missing gcc"
 command -v c++ >/dev/null 2>&1 || missing="$missing g++"
 command -v make >/dev/null 2>&1 || missing="$missing make"
+# The seeded faults are patches.
+command -v patch >/dev/null 2>&1 || missing="$missing patch"
 
 has_libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return 0
