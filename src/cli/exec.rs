@@ -1,5 +1,6 @@
 //! `tregion exec`: a flat binary or a static ELF as bare code until `hlt`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,9 @@ pub(super) struct Arguments {
     /// Also count its instructions, by single steps of silicon: about 100,000 a second
     #[arg(long)]
     count: bool,
+    /// Also print what the engine has counted of its work: translations, regions, bytes of code memory
+    #[arg(long)]
+    figures: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -66,6 +70,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
     let outcome = engine.run(&case)?;
     let seconds = start.elapsed().as_secs_f64();
     let instructions = if arguments.count { Some(count(&case, limit)?) } else { None };
+    let figures = if arguments.figures { engine.figures() } else { Vec::new() };
     if arguments.json {
         let value = json!({
             "engine": engine.name(),
@@ -74,11 +79,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
             "seconds": seconds,
             "instructions": instructions,
             "changed_pages": outcome.memory.len(),
+            "figures": figures.iter().copied().collect::<BTreeMap<_, _>>(),
             "state": outcome.state,
         });
         print(&(serde_json::to_string_pretty(&value)? + "\n"))?;
     } else {
         print(&result_text(engine.name(), &outcome, seconds, instructions))?;
+        for (name, value) in figures {
+            print(&format!("# {name} = {value}\n"))?;
+        }
     }
     Ok(Found::Nothing)
 }

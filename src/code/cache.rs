@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::arena::{Arena, CHUNK_BYTES};
 use super::chunks::ChunkId;
+use super::figures::Figures;
 use super::limbo::Limbo;
 use super::region::{Block, Key, Region, RegionId, Source};
 use super::sync::{Arc, Guard, pin};
@@ -59,39 +60,6 @@ impl Lookups {
     pub(crate) fn find(&self, key: Key, guard: &Guard) -> Option<u64> {
         self.0.find(page(key.pc), key.tagged(), guard)
     }
-}
-
-/// What the code cache has done and holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
-    /// Blocks translated.
-    pub translations: u64,
-    /// Regions retired, …
-    pub regions_retired: u64,
-    /// … and of them those that no vCPU can be in any more, whose memory can be used again.
-    pub regions_reclaimed: u64,
-    /// Blocks invalidated one by one, …
-    pub blocks_invalidated: u64,
-    /// … those that came back when their source bytes did, …
-    pub blocks_revived: u64,
-    /// … and those taken over from retired regions.
-    pub blocks_adopted: u64,
-    /// Direct jumps pointed at their targets.
-    pub chained: u64,
-    /// Guest instructions translated.
-    pub instructions: u64,
-    /// Bytes of guest code translated, and of host code made from them.
-    pub guest_bytes: u64,
-    /// See [`Self::guest_bytes`].
-    pub host_bytes: u64,
-    /// Bytes of code memory given back, …
-    pub reclaimed_bytes: u64,
-    /// … in use, those of retired regions included, …
-    pub used_bytes: u64,
-    /// … of retired regions alone, …
-    pub retired_bytes: u64,
-    /// … and free. All chunks have one size, so none of it is lost to fragments.
-    pub free_bytes: u64,
 }
 
 /// A host address that is in a block.

@@ -9,15 +9,18 @@
 mod arena;
 mod cache;
 mod chunks;
+mod figures;
 pub(crate) mod gate;
 mod index;
 mod limbo;
 mod region;
 pub(crate) mod sync;
 mod table;
+#[cfg(test)]
+mod twin;
 
 pub(crate) use arena::{Arena, CHUNK_BYTES};
-pub use cache::Figures;
 pub(crate) use cache::{CodeCache, Full, Lookups};
+pub use figures::Figures;
 pub(crate) use limbo::hurry;
 pub(crate) use region::{Key, Source};

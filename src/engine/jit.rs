@@ -354,6 +354,10 @@ impl Engine for Jit {
         &self.capabilities
     }
 
+    fn figures(&self) -> Vec<(&'static str, u64)> {
+        self.room().machine.figures().rows().to_vec()
+    }
+
     fn set_time_limit(&mut self, limit: Duration) {
         self.watchdog.set_limit(limit);
         self.limited = true;

@@ -58,6 +58,11 @@ pub trait Engine {
     /// What it can do and what of a state it can show.
     fn capabilities(&self) -> &Capabilities;
 
+    /// What it has counted of its own work, by name, for people.
+    fn figures(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     /// Lets a leg take so much processor time before its guest counts as run away.
     fn set_time_limit(&mut self, limit: Duration);
 

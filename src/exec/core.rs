@@ -15,7 +15,7 @@ use super::trampoline::Prelude;
 use super::vcpu_memory::{Door, PollCell};
 use crate::code::gate::Gates;
 use crate::code::sync::Arc;
-use crate::code::{Arena, CHUNK_BYTES, CodeCache, Full, Key, Source};
+use crate::code::{Arena, CHUNK_BYTES, CodeCache, Figures, Full, Key, Source};
 use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
 use crate::memory::{AccessError, AddressSpace, MapError, PageId};
 use crate::translate::{Request, Stub, TranslatedBlock, Translator};
@@ -59,6 +59,8 @@ pub(super) struct Core {
     pub(super) door: Door,
     /// Offset in the arena of code that is executed once.
     scratch: usize,
+    /// Writes to watched pages.
+    code_writes: u64,
     /// How often code of a page was written.
     writes: HashMap<PageId, u32>,
     /// Pages that are written so often that their blocks check themselves.
@@ -93,6 +95,7 @@ impl Core {
             gates: Arc::new(Gates::new()),
             door: Door { enter, range },
             scratch: CHUNK_BYTES,
+            code_writes: 0,
             writes: HashMap::new(),
             checked: HashSet::new(),
             watched: HashSet::new(),
@@ -216,6 +219,17 @@ impl Core {
         true
     }
 
+    /// What the code cache has done and holds.
+    pub(super) fn figures(&mut self) -> Figures {
+        self.cache.reclaim();
+        Figures {
+            invalidations: self.gates.generation(),
+            code_writes: self.code_writes,
+            checked_pages: self.checked.len() as u64,
+            ..self.cache.figures()
+        }
+    }
+
     /// The pages of a new region around `pc`: all of a mapping that cannot be written there, as far as
     /// none has a region; else one page.
     fn new_span(&self, pc: GuestAddress) -> Option<(GuestAddress, GuestAddress)> {
@@ -263,6 +277,7 @@ impl Core {
     /// the page is mapped, and the guest may write to it.
     pub(super) fn code_written(&mut self, page: PageId) {
         self.retire_page(page);
+        self.code_writes += 1;
         let writes = self.writes.entry(page).or_default();
         *writes += 1;
         if *writes >= WRITES_UNTIL_CHECKED {

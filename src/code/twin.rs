@@ -1,0 +1,196 @@
+//! The code cache against a naive twin, a map from keys to numbers of blocks: random operations on
+//! both, and after each the same answers to every question.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::arena::{Arena, CHUNK_BYTES};
+use super::cache::CodeCache;
+use super::limbo::hurry;
+use super::region::{Key, Source};
+use super::sync::Arc;
+use crate::guest::{GuestAddress, PAGE_SIZE};
+use crate::translate::{ENTRY, Stub, TranslatedBlock};
+
+/// Pages that blocks are in.
+const PAGES: u64 = 6;
+/// Addresses of blocks in a page; the last block goes on in the next page.
+const PLACES: [u64; 5] = [0, 0x10, 0x123, 0x800, 0xffd];
+/// Bytes of guest code of a block.
+const LENGTH: u32 = 6;
+
+#[derive(Clone, Debug)]
+enum Operation {
+    /// Makes a block for a key that has none, from source bytes of this version; in a region of this
+    /// many pages, if the page has none.
+    Translate {
+        key: Key,
+        version: u8,
+        span: u64,
+    },
+    Invalidate(Key),
+    InvalidateBetween(u64, u64),
+    RetirePage(u64),
+    RetireAll,
+    Reclaim,
+}
+
+fn keys() -> impl Strategy<Value = Key> {
+    (0..PAGES, prop::sample::select(PLACES.to_vec()), any::<bool>())
+        .prop_map(|(page, at, counted)| Key { pc: GuestAddress(page * PAGE_SIZE + at), counted })
+}
+
+fn operations() -> impl Strategy<Value = Operation> {
+    let address = 0..PAGES * PAGE_SIZE;
+    prop_oneof![
+        12 => (keys(), 0..3_u8, 1..3_u64)
+            .prop_map(|(key, version, span)| Operation::Translate { key, version, span }),
+        3 => keys().prop_map(Operation::Invalidate),
+        1 => (address, 0..0x1800_u64)
+            .prop_map(|(first, size)| Operation::InvalidateBetween(first, first + size)),
+        2 => (0..PAGES).prop_map(Operation::RetirePage),
+        1 => Just(Operation::RetireAll),
+        2 => Just(Operation::Reclaim),
+    ]
+}
+
+/// What there is, and from which version it was made.
+#[derive(Default)]
+struct Twin {
+    blocks: BTreeMap<(u64, bool), u8>,
+    /// By page: first and last page of its region.
+    regions: BTreeMap<u64, (u64, u64)>,
+}
+
+impl Twin {
+    fn pages(pc: u64) -> (u64, u64) {
+        (pc / PAGE_SIZE, (pc + u64::from(LENGTH) - 1) / PAGE_SIZE)
+    }
+
+    /// All regions go that a page lies in or that have a block which reaches into it.
+    fn retire(&mut self, page: u64, straddling: &[(u64, u64)]) {
+        let own = self.regions.get(&page).copied();
+        for (first, last) in own.into_iter().chain(straddling.iter().copied()) {
+            self.regions.retain(|_, span| *span != (first, last));
+            self.blocks.retain(|(pc, _), _| !(first..=last).contains(&(pc / PAGE_SIZE)));
+        }
+    }
+}
+
+fn block() -> TranslatedBlock {
+    TranslatedBlock {
+        code: ENTRY.iter().copied().chain([0x90; 300]).collect(),
+        exits: Vec::new(),
+        relocations: Vec::new(),
+        side_table: Vec::new(),
+        x87_opcodes: Vec::new(),
+        guest_bytes: LENGTH,
+        instructions: 1,
+        truncated: false,
+    }
+}
+
+fn source(key: Key, version: u8) -> Source {
+    let bytes = [key.pc.0 as u8, (key.pc.0 >> 8) as u8, version, 0, 0, 0];
+    Source { bytes: Box::new(bytes), checked: false }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn it_answers_as_its_twin_does(steps in prop::collection::vec(operations(), 1..120)) {
+        let arena = Arena::new(64 * CHUNK_BYTES, &[0xcc; 64]).unwrap();
+        let mut cache = CodeCache::new(arena, [0; Stub::ALL.len()]);
+        let empty = cache.figures().used_bytes;
+        let mut twin = Twin::default();
+        // Regions of which a block reaches into another page, as long as the region lives.
+        let mut reaches: BTreeMap<u64, Vec<(u64, u64)>> = BTreeMap::new();
+        for step in steps {
+            match step {
+                Operation::Translate { key, version, span } => {
+                    let name = (key.pc.0, key.counted);
+                    if twin.blocks.contains_key(&name) {
+                        continue;
+                    }
+                    let page = key.pc.0 / PAGE_SIZE;
+                    let region = cache.region_of(key.pc).unwrap_or_else(|| {
+                        let free = !twin.regions.contains_key(&(page + 1)) && span > 1;
+                        let last = page + u64::from(free);
+                        for each in page..=last {
+                            twin.regions.insert(each, (page, last));
+                        }
+                        let end = GuestAddress(last * PAGE_SIZE + PAGE_SIZE - 1);
+                        cache.create((GuestAddress(page * PAGE_SIZE), end))
+                    });
+                    let from = source(key, version);
+                    let revived = cache.revive(region, key, &from.bytes, false);
+                    let host = match revived {
+                        Some(host) => host.unwrap(),
+                        None => cache.insert(region, key, Arc::new(block()), Some(from)).unwrap(),
+                    };
+                    prop_assert_eq!(cache.find(key), Some(host));
+                    twin.blocks.insert(name, version);
+                    let (first, last) = Twin::pages(key.pc.0);
+                    let own = twin.regions[&first];
+                    if last > own.1 {
+                        reaches.entry(last).or_default().push(own);
+                    }
+                }
+                Operation::Invalidate(key) => {
+                    cache.invalidate(key);
+                    twin.blocks.remove(&(key.pc.0, key.counted));
+                }
+                Operation::InvalidateBetween(first, last) => {
+                    cache.invalidate_between(GuestAddress(first), GuestAddress(last));
+                    twin.blocks
+                        .retain(|(pc, _), _| last < *pc || pc + u64::from(LENGTH) - 1 < first);
+                }
+                Operation::RetirePage(page) => {
+                    cache.retire_page(GuestAddress(page * PAGE_SIZE));
+                    let straddling = reaches.remove(&page).unwrap_or_default();
+                    twin.retire(page, &straddling);
+                }
+                Operation::RetireAll => {
+                    cache.retire_all();
+                    twin = Twin::default();
+                }
+                Operation::Reclaim => {
+                    hurry();
+                    cache.reclaim();
+                }
+            }
+            let regions = &twin.regions;
+            for spans in reaches.values_mut() {
+                spans.retain(|span| regions.get(&span.0) == Some(span));
+            }
+            for page in 0..PAGES {
+                let address = GuestAddress(page * PAGE_SIZE);
+                prop_assert_eq!(cache.region_of(address).is_some(), regions.contains_key(&page));
+                for (at, counted) in PLACES.into_iter().flat_map(|at| [(at, false), (at, true)]) {
+                    let key = Key { pc: address.wrapping_add(at), counted };
+                    let found = cache.find(key);
+                    let version = twin.blocks.get(&(key.pc.0, counted));
+                    prop_assert_eq!(found.is_some(), version.is_some(), "{:?}", key);
+                    let Some(host) = found else { continue };
+                    let located = cache.locate(host + 7).unwrap();
+                    prop_assert_eq!((located.block.key, located.offset), (key, 7));
+                    let bytes = &located.block.source.as_ref().unwrap().bytes;
+                    prop_assert_eq!(Some(&bytes[2]), version, "made from what is there");
+                }
+            }
+        }
+        cache.retire_all();
+        for _ in 0..1000 {
+            hurry();
+            cache.reclaim();
+            if cache.waiting() == 0 {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        prop_assert_eq!(cache.waiting(), 0);
+        prop_assert_eq!(cache.figures().used_bytes, empty);
+    }
+}
