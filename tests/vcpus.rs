@@ -1,0 +1,16 @@
+//! Several vCPUs of one machine on several threads: what they may see of each other's stores, of code
+//! that changes while they run it, and of whatever the host does to their machine meanwhile.
+//!
+//! Each test runs for a time in proportion to `TREGION_STRESS_SECONDS`, 2 unless told.
+#![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
+
+#[path = "vcpus/guest.rs"]
+mod guest;
+#[path = "vcpus/litmus.rs"]
+mod litmus;
+#[path = "vcpus/reference.rs"]
+mod reference;
+#[path = "vcpus/storms.rs"]
+mod storms;
+#[path = "vcpus/windows.rs"]
+mod windows;
