@@ -4,6 +4,10 @@
 //! Each test runs for a time in proportion to `TREGION_STRESS_SECONDS`, 2 unless told.
 #![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
+#[path = "vcpus/atomics.rs"]
+mod atomics;
+#[path = "vcpus/crossing.rs"]
+mod crossing;
 #[path = "vcpus/guest.rs"]
 mod guest;
 #[path = "vcpus/litmus.rs"]

@@ -4,7 +4,8 @@
 //! fails leaves its runners behind rather than wait for them.
 
 use std::env;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ pub(crate) const R11: usize = 11;
 pub(crate) const R15: usize = 15;
 
 /// How long anything may take that must happen at all.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How long one test runs, `share` of the whole of it.
 pub(crate) fn time(share: f64) -> Duration {
@@ -38,10 +39,35 @@ pub(crate) fn time(share: f64) -> Duration {
     Duration::from_secs_f64(seconds * share)
 }
 
+/// A test that has the processors for itself, and not for ever: what hangs ends all tests.
+pub(crate) struct Alone {
+    _guard: MutexGuard<'static, ()>,
+    over: Arc<AtomicBool>,
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+    }
+}
+
 /// These tests want all processors for themselves: one runs at a time.
-pub(crate) fn alone() -> MutexGuard<'static, ()> {
+pub(crate) fn alone() -> Alone {
     static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let over = Arc::new(AtomicBool::new(false));
+    let (ends, name) = (Arc::clone(&over), std::thread::current().name().map(str::to_owned));
+    let until = Instant::now() + 2 * PATIENCE + time(8.0);
+    std::thread::spawn(move || {
+        while !ends.load(Ordering::SeqCst) {
+            if Instant::now() > until {
+                eprintln!("{} hangs", name.unwrap_or_default());
+                std::process::abort();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+    Alone { _guard: guard, over }
 }
 
 pub(crate) fn range(at: u64, pages: u64) -> GuestRange {

@@ -16,6 +16,7 @@ use iced_x86::code_asm::{
 };
 use tregion::exec::Exit;
 use tregion::guest::{GuestAddress, Permissions};
+use tregion::os::pin_to_nth_cpu;
 
 use crate::guest::{Arena, CODE, WORDS, alone, join, time};
 use crate::reference;
@@ -259,7 +260,10 @@ fn run(shape: &Shape, variant: Variant, time: Duration) -> Seen {
             let at = CODE + number as u64 * 0x1000;
             arena.code(at, |a| program(a, shape, number, variant));
             let mut vcpu = arena.vcpu(number, at);
-            std::thread::spawn(move || vcpu.run(None))
+            std::thread::spawn(move || {
+                pin_to_nth_cpu(number).unwrap();
+                vcpu.run(None)
+            })
         })
         .collect();
     std::thread::sleep(time);
@@ -294,7 +298,10 @@ fn judge(shape: &Shape, allowed: Option<fn(Duration) -> reference::Seen>) {
                 let host = reference(time);
                 println!("{name} on the host: {} of {} relaxed", host.relaxed, host.all);
                 let often = host.relaxed as f64 / host.all as f64 * seen.all as f64 > 1000.0;
-                assert!(times > 0 || !often, "{name}: the host shows the relaxed outcome, vCPUs not");
+                assert!(
+                    times > 0 || !often,
+                    "{name}: the host shows the relaxed outcome, vCPUs not"
+                );
             }
             _ => assert_eq!(times, 0, "{name} {variant:?}: x86-TSO forbids {:?}", shape.relaxed),
         }
