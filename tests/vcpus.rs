@@ -12,8 +12,12 @@ mod crossing;
 mod guest;
 #[path = "vcpus/litmus.rs"]
 mod litmus;
+#[path = "vcpus/mix.rs"]
+mod mix;
 #[path = "vcpus/reference.rs"]
 mod reference;
+#[path = "vcpus/rules.rs"]
+mod rules;
 #[path = "vcpus/storms.rs"]
 mod storms;
 #[path = "vcpus/windows.rs"]

@@ -302,17 +302,23 @@ fn no_vcpu_is_in_code_that_is_written_often() {
 #[test]
 fn the_second_to_invalidate_waits_too() {
     let _alone = alone();
+    written_while_it_runs(false);
+    written_while_it_runs(true);
+}
+
+/// `second`: the code that is written has been invalidated, without waiting, right before.
+fn written_while_it_runs(second: bool) {
     let (until, mut rounds, mut inside) = (Instant::now() + time(0.4), 0, 0);
     while Instant::now() < until {
         let arena = Arena::new();
-        arena.map(TARGET, 1, Permissions::ReadWriteExecute);
+        arena.map(TARGET, 5, Permissions::ReadExecute);
         let steps = WORDS + 0x80;
-        // Without a jump, but for some hundred cycles after each step.
+        // Without a jump, but for some hundred cycles or more after each step.
         let code = assemble(TARGET, |a| {
             a.mov(r11, steps).unwrap();
-            for step in 1..60 {
+            for step in 1..200 {
                 a.mov(qword_ptr(r11), step).unwrap();
-                (0..16).for_each(|_| a.fsqrt().unwrap());
+                (0..40).for_each(|_| a.fsqrt().unwrap());
             }
             a.hlt().unwrap();
         });
@@ -323,16 +329,18 @@ fn the_second_to_invalidate_waits_too() {
         while arena.word(steps) == 0 {
             assert!(begun.elapsed() < PATIENCE, "the vCPU does not begin");
         }
-        let page = crate::guest::range(TARGET, 1);
-        arena.machine.invalidate_soon(page);
-        // The vCPU still is in what was retired just now. From here on it must not store.
-        arena.machine.write(GuestAddress(TARGET), &[HLT; 0x1000]).unwrap();
+        let page = crate::guest::range(TARGET, 5);
+        if second {
+            arena.machine.invalidate_soon(page);
+        }
+        arena.machine.write(GuestAddress(TARGET), &[HLT; 0x5000]).unwrap();
+        // From here on nothing that was there before may store.
         let before = arena.word(steps);
         assert_eq!(join("the vCPU", thread), Exit::Halt);
         inside += u64::from(arena.word(steps) != before);
         rounds += 1;
     }
-    println!("{rounds} times invalidated twice, {inside} times the old code ran on");
+    println!("{rounds} times written, second {second}: {inside} times the old code ran on");
     assert_eq!(inside, 0, "of {rounds} times the old code ran on");
 }
 

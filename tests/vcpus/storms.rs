@@ -62,7 +62,7 @@ fn host_writes_to_code_that_guests_cannot_write() {
 }
 
 /// Eight bytes of code that return a number of 24 bits: `mov eax, …` and `ret`.
-fn eight_bytes(number: u64) -> u64 {
+pub(crate) fn eight_bytes(number: u64) -> u64 {
     0xb8 | number << 8 | 0xc3 << 40
 }
 
