@@ -253,7 +253,12 @@ impl Runners {
     }
 
     /// Stops all; what they have met, and the calls that lay between two changes.
-    pub(crate) fn stop(self, name: &str) -> (Met, u64) {
+    pub(crate) fn stop(mut self, name: &str) -> (Met, u64) {
+        // First what came first: nobody grants the kicks of a runner that has panicked.
+        if let Some(dead) = self.threads.iter().position(JoinHandle::is_finished) {
+            join("a runner", self.threads.swap_remove(dead));
+            panic!("{name}: a runner has ended by itself");
+        }
         self.over.store(true, Ordering::SeqCst);
         let kicks = join("the kicker", self.kicker);
         self.arena.storer().store(STOP, 1);
