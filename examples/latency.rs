@@ -19,8 +19,6 @@ const KICKS: usize = 2000;
 const ROUNDS: usize = 300;
 
 fn main() -> Result<(), Failure> {
-    // The scheduler of a small machine may leave two busy threads on one processor for long.
-    pin_to_nth_cpu(0)?;
     println!("from a kick to the exit:");
     kicks("a jump to itself", "", |a| {
         let mut again = a.create_label();
@@ -116,6 +114,7 @@ fn kicks(
     let (left, ended) = (AtomicU64::new(0), AtomicU64::new(0));
     let times = std::thread::scope(|scope| {
         scope.spawn(|| {
+            // Or the scheduler may leave two busy threads on one processor for long.
             pin_to_nth_cpu(1).expect("threads can be tied to processors");
             for _ in 0..KICKS {
                 let exit = vcpu.run(None);
