@@ -154,13 +154,15 @@ impl CodeCache {
         id
     }
 
-    /// Puts a block in place and makes it the one with this key. Gives its host address.
+    /// Puts a block in place and makes it the one with this key, one that translated code may jump to
+    /// or not. Gives its host address.
     pub(crate) fn insert(
         &mut self,
         id: RegionId,
         key: Key,
         translated: Arc<TranslatedBlock>,
         source: Option<Source>,
+        jumps: bool,
     ) -> Result<u64, Full> {
         let mut code = translated.code.clone();
         let offset = self.allocate(id, code.len())?;
@@ -172,7 +174,7 @@ impl CodeCache {
         region.blocks.push(Block { key, offset, translated, source });
         let (_, blocks) = region.chunks.last_mut().expect("space was just taken from it");
         blocks.push(number);
-        Ok(self.publish(id, number))
+        Ok(self.publish(id, number, jumps))
     }
 
     /// Notes that a block was translated, not found.
@@ -184,8 +186,8 @@ impl CodeCache {
     }
 
     /// Makes a block of a region the one with its key, and points its other versions at it, to which
-    /// chained jumps may lead. From here on other vCPUs run it.
-    fn publish(&mut self, id: RegionId, number: u32) -> u64 {
+    /// chained jumps may lead, if it is one for `jumps`. From here on other vCPUs run it.
+    fn publish(&mut self, id: RegionId, number: u32, jumps: bool) -> u64 {
         let region = self.regions.get_mut(&id).expect("the caller has just found it");
         let (key, offset) =
             (region.blocks[number as usize].key, region.blocks[number as usize].offset);
@@ -193,7 +195,7 @@ impl CodeCache {
         if !versions.contains(&number) {
             versions.push(number);
         }
-        for other in versions.iter().filter(|other| **other != number) {
+        for other in versions.iter().filter(|other| jumps && **other != number) {
             let from = region.blocks[*other as usize].offset;
             self.arena.patch_entry(from, transfer(JUMP, from, offset));
         }
@@ -223,7 +225,7 @@ impl CodeCache {
             let offset = region.blocks[number as usize].offset;
             self.arena.patch_entry(offset, ENTRY);
             self.figures.blocks_revived += 1;
-            return Some(Ok(self.publish(id, number)));
+            return Some(Ok(self.publish(id, number, true)));
         }
         let former = self.former.get(&page(key.pc))?;
         let found = former.iter().rev().find_map(|other| {
@@ -233,7 +235,7 @@ impl CodeCache {
         })?;
         let (translated, source) = (Arc::clone(&found.translated), found.source.clone());
         self.figures.blocks_adopted += 1;
-        Some(self.insert(id, key, translated, source))
+        Some(self.insert(id, key, translated, source, true))
     }
 
     /// How many blocks there have been for a key in its region.

@@ -90,6 +90,8 @@ impl<B: Bell> Gate<B> {
     fn wait(&self) {
         let before = self.passes.load(Ordering::Acquire);
         if before % 2 == 1 {
+            // It may have come in since it was rung out, with a quiet bell, to stay.
+            self.bell.ring();
             while self.passes.load(Ordering::Acquire) == before {
                 yield_now();
             }
@@ -139,6 +141,11 @@ impl<B: Bell> Gates<B> {
         fence(Ordering::SeqCst);
         let all = self.list(|all| all.clone());
         all.iter().for_each(|gate| gate.wait());
+    }
+
+    /// How many vCPUs there are.
+    pub(crate) fn count(&self) -> usize {
+        self.list(|all| all.len())
     }
 
     fn list<T>(&self, work: impl FnOnce(&mut Vec<Arc<Gate<B>>>) -> T) -> T {

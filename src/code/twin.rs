@@ -128,7 +128,7 @@ proptest! {
                     let revived = cache.revive(region, key, &from.bytes, false);
                     let host = match revived {
                         Some(host) => host.unwrap(),
-                        None => cache.insert(region, key, Arc::new(block()), Some(from)).unwrap(),
+                        None => cache.insert(region, key, Arc::new(block()), Some(from), true).unwrap(),
                     };
                     prop_assert_eq!(cache.find(key), Some(host));
                     twin.blocks.insert(name, version);

@@ -44,6 +44,10 @@ impl Vcpu {
     ) -> Result<(), Undone> {
         let address = self.operand_address(instruction).unwrap_or_default();
         let start = (address % PAGE_SIZE) as usize;
+        if is_atomic(instruction) {
+            // Between the copy and the store nobody else may change the operand, by whatever alias.
+            core.stop_others();
+        }
         if core.observes(GuestAddress(address), size) {
             return self.bounce_observed(core, instruction, GuestAddress(address), size);
         }
@@ -222,6 +226,11 @@ fn first_piece(instruction: &Instruction) -> u64 {
         MemorySize::FpuEnv14 | MemorySize::FpuState94 => 2,
         _ => size.size() as u64,
     }
+}
+
+/// Whether an instruction reads and writes its operand at once.
+fn is_atomic(instruction: &Instruction) -> bool {
+    instruction.has_lock_prefix() || instruction.mnemonic() == Mnemonic::Xchg
 }
 
 /// Whether an instruction leaves parts of its operand alone.

@@ -60,7 +60,7 @@ pub(super) struct Core {
     /// Offset in the arena of code that is executed once.
     scratch: usize,
     /// Writes to watched pages.
-    code_writes: u64,
+    pub(super) code_writes: u64,
     /// How often code of a page was written.
     writes: HashMap<PageId, u32>,
     /// Pages that are written so often that their blocks check themselves.
@@ -129,6 +129,10 @@ impl Core {
     /// retires it, so that none is made of old and new bytes.
     fn translate(&mut self, key: Key) -> Found {
         let Some(own) = self.memory.page_at(key.pc) else { return Found::Nothing };
+        // A vCPU that has not heard of a new hook yet must not make a block of what it stands for.
+        if self.hooks.is_stop(key.pc) {
+            return Found::Nothing;
+        }
         // What only the run loop may pass is as good as not there.
         let most = usize::try_from(self.hooks.room(key.pc)).unwrap_or(usize::MAX).min(MOST_SOURCE);
         let in_page = (PAGE_SIZE - key.pc.0 % PAGE_SIZE) as usize;
@@ -192,7 +196,8 @@ impl Core {
             Source { bytes, checked }
         });
         self.cache.count(&block);
-        let inserted = self.cache.insert(region, key, Arc::new(block), source);
+        let jumps = self.hooks.allow_jump(key.pc);
+        let inserted = self.cache.insert(region, key, Arc::new(block), source, jumps);
         self.found(inserted)
     }
 
@@ -217,6 +222,15 @@ impl Core {
             self.watched.insert(*page);
         }
         true
+    }
+
+    /// Has no other vCPU in guest code until the caller gives the lock back: each comes out, and none
+    /// goes in again before it has caught up with this, for which it takes the lock.
+    pub(super) fn stop_others(&self) {
+        if self.gates.count() > 1 {
+            self.gates.invalidated();
+            self.gates.wait();
+        }
     }
 
     /// What the code cache has done and holds.
@@ -457,10 +471,15 @@ impl Core {
         if bytes.is_empty() || self.cache.is_empty() {
             return Ok(());
         }
-        for page in self.pages_of(address, bytes.len() as u64) {
-            if self.memory.is_watched(page) {
-                self.code_written(page);
+        let pages = self.pages_of(address, bytes.len() as u64);
+        for page in &pages {
+            if self.memory.is_watched(*page) {
+                self.code_written(*page);
             }
+        }
+        if pages.iter().any(|page| self.checked.contains(page)) {
+            // A vCPU may be past the comparison of its block.
+            self.gates.invalidated();
         }
         Ok(())
     }

@@ -205,7 +205,7 @@ impl Hooks {
     }
 
     /// Whether only the run loop may pass the instruction at `pc`.
-    fn is_stop(&self, pc: GuestAddress) -> bool {
+    pub(super) fn is_stop(&self, pc: GuestAddress) -> bool {
         self.is_breakpoint(pc) || self.code.iter().any(|hook| hook.span.contains(pc))
     }
 

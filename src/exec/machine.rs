@@ -237,9 +237,12 @@ impl Machine {
         call: impl FnMut(Mmio<'_>) + Send + 'static,
     ) -> Result<(), MapError> {
         let backing = Backing::device(range.size())?;
-        self.map_shared(range, &backing, 0, Permissions::ReadWrite)?;
-        self.core().devices.push(Device::new(backing, call));
-        Ok(())
+        self.shared.change(|core| {
+            core.memory.map_shared(range, &backing, 0, Permissions::ReadWrite)?;
+            core.retire_range(range);
+            core.devices.push(Device::new(backing, call));
+            Ok(())
+        })
     }
 
     /// Drops all translated code. Needed only where a backing object was written by another process.

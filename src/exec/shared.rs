@@ -19,6 +19,8 @@ pub(super) struct Shared {
     pub(super) lookups: Arc<Lookups>,
     pub(super) gates: Arc<Gates<PollCell>>,
     pub(super) door: Door,
+    /// Of the invalidations up to this one, no vCPU runs any more what they made invalid.
+    waited: AtomicU64,
 }
 
 /// A run under way, which takes the lock when it needs it.
@@ -30,7 +32,8 @@ pub(super) struct Running<'a> {
 impl Shared {
     pub(super) fn new(core: Core) -> Self {
         let (lookups, gates, door) = (core.cache.lookups(), Arc::clone(&core.gates), core.door);
-        Self { core: Mutex::new(core), runner: AtomicU64::new(0), lookups, gates, door }
+        let (core, runner, waited) = (Mutex::new(core), AtomicU64::new(0), AtomicU64::new(0));
+        Self { core, runner, lookups, gates, door, waited }
     }
 
     /// Takes the lock. A panic while it was held, in a hook for one, leaves nothing half done.
@@ -44,22 +47,20 @@ impl Shared {
     }
 
     /// Changes what vCPUs may be running. When it returns, none runs code that the change has
-    /// invalidated.
+    /// invalidated, or that somebody else had invalidated before it could.
     pub(super) fn change<T>(&self, work: impl FnOnce(&mut Core) -> T) -> T {
-        let (result, invalidated) = self.change_soon(work);
-        if invalidated {
+        let result = self.change_soon(work);
+        let generation = self.gates.generation();
+        if self.waited.load(Ordering::Acquire) < generation {
             self.gates.wait();
+            self.waited.fetch_max(generation, Ordering::AcqRel);
         }
         result
     }
 
-    /// The same without the wait. Says too whether code was invalidated.
-    pub(super) fn change_soon<T>(&self, work: impl FnOnce(&mut Core) -> T) -> (T, bool) {
-        let mut core = self.lock();
-        let before = self.gates.generation();
-        let result = work(&mut core);
-        core.cache.reclaim();
-        (result, self.gates.generation() != before)
+    /// The same without the wait.
+    pub(super) fn change_soon<T>(&self, work: impl FnOnce(&mut Core) -> T) -> T {
+        work(&mut self.lock())
     }
 }
 

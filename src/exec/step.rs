@@ -92,11 +92,16 @@ impl Vcpu {
             return match self.run_single(core, instruction, None) {
                 Single::Done => Ok(()),
                 Single::None => self.bounce(core, instruction),
-                Single::Fault(fault) => match self.interpret(core, fault) {
-                    End::Go => continue,
-                    End::Step => self.bounce(core, instruction),
-                    End::Exit(exit) => Err(exit.into()),
-                },
+                Single::Fault(fault) => {
+                    let before = core.code_writes;
+                    match self.interpret(core, fault) {
+                        End::Go => continue,
+                        // The page can be written now, and nobody watches it again meanwhile.
+                        End::Step if core.code_writes != before => continue,
+                        End::Step => self.bounce(core, instruction),
+                        End::Exit(exit) => Err(exit.into()),
+                    }
+                }
             };
         }
     }
