@@ -28,7 +28,7 @@ use tregion::exec::{Exit, Kick};
 use tregion::guest::{GuestAddress, State};
 
 /// Cases, unless the environment says otherwise.
-const CASES: u64 = if cfg!(debug_assertions) { 20_000 } else { 100_000 };
+const CASES: u64 = if cfg!(debug_assertions) { 20_000 } else { 50_000 };
 /// Cases of one machine.
 const CASES_OF_MACHINE: u64 = 5_000;
 /// Canaries are looked at after so many cases.

@@ -6,7 +6,7 @@
 //! each vCPU is asked to come out; once no vCPU can be in it or come back to what it knows of it
 //! ([`Limbo`]), it and its code memory go.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use super::arena::{Arena, CHUNK_BYTES};
 use super::chunks::ChunkId;
@@ -311,26 +311,6 @@ impl CodeCache {
             let stub = self.stubs[Stub::Changed as usize] as usize;
             self.arena.patch_entry(offset, transfer(CALL, offset, stub));
             self.figures.blocks_invalidated += 1;
-        }
-    }
-
-    /// The same for every block that has a byte between two addresses.
-    pub(crate) fn invalidate_between(&mut self, first: GuestAddress, last: GuestAddress) {
-        let mut regions: Vec<RegionId> = Vec::new();
-        for page in page(first)..=page(last) {
-            regions.extend(self.table.get(&page));
-            regions.extend(self.straddling.get(&page).into_iter().flatten());
-        }
-        regions.dedup();
-        let blocks = regions.iter().filter_map(|id| self.regions.get(id)).flat_map(|region| {
-            region.blocks.iter().filter(|block| {
-                let bytes = u64::from(block.translated.guest_bytes.max(1));
-                block.key.pc <= last && first <= block.key.pc.wrapping_add(bytes - 1)
-            })
-        });
-        let keys: HashSet<Key> = blocks.map(|block| block.key).collect();
-        for key in keys {
-            self.invalidate(key);
         }
     }
 

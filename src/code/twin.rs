@@ -30,7 +30,6 @@ enum Operation {
         span: u64,
     },
     Invalidate(Key),
-    InvalidateBetween(u64, u64),
     RetirePage(u64),
     RetireAll,
     Reclaim,
@@ -42,13 +41,10 @@ fn keys() -> impl Strategy<Value = Key> {
 }
 
 fn operations() -> impl Strategy<Value = Operation> {
-    let address = 0..PAGES * PAGE_SIZE;
     prop_oneof![
         12 => (keys(), 0..3_u8, 1..3_u64)
             .prop_map(|(key, version, span)| Operation::Translate { key, version, span }),
         3 => keys().prop_map(Operation::Invalidate),
-        1 => (address, 0..0x1800_u64)
-            .prop_map(|(first, size)| Operation::InvalidateBetween(first, first + size)),
         2 => (0..PAGES).prop_map(Operation::RetirePage),
         1 => Just(Operation::RetireAll),
         2 => Just(Operation::Reclaim),
@@ -141,11 +137,6 @@ proptest! {
                 Operation::Invalidate(key) => {
                     cache.invalidate(key);
                     twin.blocks.remove(&(key.pc.0, key.counted));
-                }
-                Operation::InvalidateBetween(first, last) => {
-                    cache.invalidate_between(GuestAddress(first), GuestAddress(last));
-                    twin.blocks
-                        .retain(|(pc, _), _| last < *pc || pc + u64::from(LENGTH) - 1 < first);
                 }
                 Operation::RetirePage(page) => {
                     cache.retire_page(GuestAddress(page * PAGE_SIZE));

@@ -352,12 +352,7 @@ impl Core {
     /// Retires the code of addresses whose breakpoints or hooks have changed, of which each vCPU is to
     /// know.
     fn rules_changed(&mut self, span: Span) {
-        let pages = span.last.0 / PAGE_SIZE - span.first.0 / PAGE_SIZE;
-        if pages < MOST_PAGES {
-            self.cache.invalidate_between(span.first, span.last);
-        } else {
-            self.retire_between(span.first, span.last);
-        }
+        self.retire_between(span.first, span.last);
         self.gates.invalidated();
     }
 

@@ -42,7 +42,8 @@ impl Vcpu {
                     core.forget_block(key);
                 }
                 self.pc = pc;
-                self.within = Some((pc, 0));
+                // Others were executed before one that a jump has led to.
+                self.within = (host == self.first).then_some((pc, 0));
                 let wanted = !self.gate.is_requested() && !self.on_code;
                 match wanted.then(|| core.find_to_jump(key)).flatten() {
                     Some(next) => {

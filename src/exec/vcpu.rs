@@ -64,6 +64,8 @@ pub struct Vcpu {
     /// If the code cache was last left inside of a block: its address, and how many of its instructions
     /// were done.
     pub(super) within: Option<(GuestAddress, u16)>,
+    /// Host address of the block by which the code cache was last entered.
+    pub(super) first: u64,
     /// The x87 unit notes addresses of operands only of instructions with an unmasked exception.
     pub(super) notes_exceptions_only: bool,
 }
@@ -123,6 +125,7 @@ impl Vcpu {
             bytes: Vec::new(),
             place: Place::default(),
             within: None,
+            first: 0,
             notes_exceptions_only: notes_exceptions_only(),
         };
         vcpu.reset_jump_cache();
@@ -337,6 +340,7 @@ impl Vcpu {
         block.entry = host;
         block.budget = left.unwrap_or(0) as i64;
         self.within = None;
+        self.first = host;
         let mut resumes = false;
         let end = loop {
             if !self.enter(shared, running) {

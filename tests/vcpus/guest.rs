@@ -35,7 +35,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 /// How long one test runs, `share` of the whole of it.
 pub(crate) fn time(share: f64) -> Duration {
     let seconds = env::var("TREGION_STRESS_SECONDS").ok();
-    let seconds = seconds.map_or(2.0, |seconds| seconds.parse().expect("a number of seconds"));
+    let seconds = seconds.map_or(1.0, |seconds| seconds.parse().expect("a number of seconds"));
     Duration::from_secs_f64(seconds * share)
 }
 
