@@ -194,7 +194,13 @@ impl TranslatedBlock {
     /// The way out whose `call` returns to this offset.
     #[must_use]
     pub fn exit(&self, offset: u32) -> Option<&Exit> {
-        let index = self.exits.binary_search_by_key(&offset, |exit| exit.offset).ok()?;
-        self.exits.get(index)
+        const CHANGED: Exit = Exit { offset: ENTRY.len() as u32, leave: Leave::Changed };
+        match self.exits.binary_search_by_key(&offset, |exit| exit.offset) {
+            Ok(index) => self.exits.get(index),
+            // The call that was put in the place of the entry.
+            Err(_) => {
+                (offset == CHANGED.offset && self.code.starts_with(&ENTRY)).then_some(&CHANGED)
+            }
+        }
     }
 }

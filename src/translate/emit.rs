@@ -60,7 +60,6 @@ impl Emitter {
     /// Emits what a block begins with.
     pub(super) fn entry(&mut self) {
         self.bytes(&ENTRY);
-        self.exits.push(Exit { offset: self.offset(), leave: Leave::Changed });
     }
 
     /// Code from here on works for the guest instruction at offset `guest`, the `index`-th.
