@@ -4,7 +4,9 @@
 //! of the signal. If not, the fault goes to whoever handled the signal before.
 //!
 //! SIGURG, which nothing minds by default, interrupts a repeated string instruction of a code cache in
-//! the same way, between two iterations; anywhere else it does nothing.
+//! the same way, between two iterations. A poll stands before each; a thread that has loaded the poll's
+//! address already is made to fault there. Anywhere else it does nothing. It may come at any rate, so
+//! it waits while one of these handlers runs: they would fill the stack.
 //!
 //! The handler runs in any thread at any time, so it takes no lock, allocates nothing, and reads
 //! only the list of code caches, whose entries are never freed. What runs before it clears AC: the
@@ -17,8 +19,9 @@ use std::ptr;
 use std::sync::OnceLock;
 
 use super::exit::vector;
+use super::vcpu_memory::FAULTING;
 use crate::code::sync::{AtomicU64, AtomicUsize, Ordering};
-use crate::translate::VcpuBlock;
+use crate::translate::{POLL_LOAD, VcpuBlock};
 
 /// Sent to a thread that a vCPU runs in.
 pub(super) const INTERRUPT: i32 = libc::SIGURG;
@@ -117,8 +120,12 @@ fn install() -> io::Result<()> {
             let result = unsafe {
                 let action = action.assume_init_mut();
                 action.sa_sigaction = entry_point as *const () as usize;
-                action.sa_flags =
-                    libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_RESTART;
+                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+                libc::sigaddset(&raw mut action.sa_mask, INTERRUPT);
+                if signal != INTERRUPT {
+                    // A handler that one of these is passed on to may fault itself.
+                    action.sa_flags |= libc::SA_NODEFER;
+                }
                 libc::sigaction(signal, ptr::null(), previous.as_mut_ptr());
                 // Known before the handler can run.
                 let _ = PREVIOUS[index].set(previous.assume_init());
@@ -156,6 +163,9 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
     });
     let Some(entry) = ours else { return pass_on(signal, info, context) };
     if signal == INTERRUPT && !is_repeated_string(pc) {
+        if begins_with(pc, &POLL_LOAD) {
+            registers[libc::REG_R14 as usize] = FAULTING as i64;
+        }
         // A poll comes soon.
         return;
     }
@@ -190,6 +200,13 @@ fn is_repeated_string(pc: u64) -> bool {
     false
 }
 
+/// Whether the code at an address of a code cache begins with these bytes.
+fn begins_with(pc: u64, code: &[u8]) -> bool {
+    // SAFETY: an instruction that a thread is executing; one that differs from `code` does so in a byte
+    // of its own.
+    (pc..).zip(code).all(|(address, byte)| unsafe { *(address as *const u8) == *byte })
+}
+
 /// Does what would have happened without this handler.
 fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let index = SIGNALS.iter().position(|ours| *ours == signal);
@@ -215,5 +232,46 @@ fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) 
             let handler: extern "C" fn(i32) = unsafe { std::mem::transmute(handler) };
             handler(signal);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::vcpu_memory::VcpuMemory;
+    use super::*;
+
+    /// The context of a thread at `code`, with RSP at the block, after the handler has run in it.
+    fn interrupted(code: &'static [u8; 16], memory: &VcpuMemory) -> libc::ucontext_t {
+        let start = code.as_ptr() as u64;
+        let _registration = Registration::new((start, start + 16), 0x5ab).unwrap();
+        // SAFETY: zeroed memory is a valid context.
+        let mut context = unsafe { MaybeUninit::<libc::ucontext_t>::zeroed().assume_init() };
+        let registers = &mut context.uc_mcontext.gregs;
+        registers[libc::REG_RIP as usize] = start as i64;
+        registers[libc::REG_RSP as usize] = ptr::from_ref(memory.block()) as i64;
+        handle(INTERRUPT, ptr::null_mut(), (&raw mut context).cast());
+        context
+    }
+
+    #[test]
+    fn an_interrupt_ends_a_repetition_and_makes_a_poll_fault() {
+        static REPETITION: [u8; 16] = *b"\xf3\x65\x48\xa5............";
+        static POLL: [u8; 16] = *b"\x45\x8b\x36.............";
+        static STRING: [u8; 16] = *b"\x65\x48\xa5.............";
+        let memory = VcpuMemory::new().unwrap();
+        let register = |context: &libc::ucontext_t, number: i32| {
+            context.uc_mcontext.gregs[number as usize] as u64
+        };
+        let place = |code: &'static [u8; 16]| code.as_ptr() as u64;
+        let context = interrupted(&REPETITION, &memory);
+        assert_eq!(register(&context, libc::REG_RIP), 0x5ab);
+        assert_eq!(memory.block().fault_pc, place(&REPETITION));
+        assert_eq!(memory.block().fault_vector, u64::from(vector::INTERRUPTED));
+        let context = interrupted(&POLL, &memory);
+        assert_eq!(register(&context, libc::REG_RIP), place(&POLL));
+        assert_eq!(register(&context, libc::REG_R14), FAULTING);
+        let context = interrupted(&STRING, &memory);
+        assert_eq!(register(&context, libc::REG_RIP), place(&STRING));
+        assert_eq!(register(&context, libc::REG_R14), 0);
     }
 }

@@ -21,7 +21,7 @@ const BLOCK_AT: usize = GUARD_BYTES + STACK_BYTES;
 const TOTAL: usize = BLOCK_AT + size_of::<VcpuBlock>() + PROBE_REACH;
 
 /// No page can be mapped here.
-const FAULTING: u64 = 8;
+pub(super) const FAULTING: u64 = 8;
 
 /// How translated code is entered.
 #[derive(Clone, Copy, Debug)]

@@ -176,6 +176,10 @@ pub const CODE_ALIGNMENT: usize = 16;
 /// it meanwhile.
 pub const ENTRY: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 
+/// `mov r14d, [r14]`: the load of a poll, which no other translated code has. R14 is the address that
+/// the vCPU's block gave for it.
+pub const POLL_LOAD: [u8; 3] = [0x45, 0x8b, 0x36];
+
 impl TranslatedBlock {
     /// The side table's entry for an offset of the host code.
     #[must_use]

@@ -9,7 +9,8 @@ use dynasmrt::{DynasmApi, SimpleAssembler, dynasm};
 use iced_x86::Register;
 
 use super::block::{
-    ENTRY, Exit, Leave, Purpose, Recovery, Relocation, SideEntry, Stub, TranslatedBlock, X87Opcode,
+    ENTRY, Exit, Leave, POLL_LOAD, Purpose, Recovery, Relocation, SideEntry, Stub, TranslatedBlock,
+    X87Opcode,
 };
 use super::vcpu_block::{ProbeShape, at};
 
@@ -213,7 +214,8 @@ impl Emitter {
     /// Faults if the vCPU is asked to leave. Uses R14.
     pub(super) fn poll(&mut self) {
         self.with_purpose(Purpose::Poll, |emitter| {
-            dynasm!(emitter.ops; .arch x64; mov r14, [rsp + at::POLL]; mov r14d, [r14]);
+            dynasm!(emitter.ops; .arch x64; mov r14, [rsp + at::POLL]);
+            emitter.bytes(&POLL_LOAD);
         });
     }
 

@@ -28,7 +28,7 @@ use iced_x86::{
 };
 
 pub use block::{
-    CODE_ALIGNMENT, ENTRY, Exit, Leave, Purpose, Recovery, Relocation, SideEntry, Stub,
+    CODE_ALIGNMENT, ENTRY, Exit, Leave, POLL_LOAD, Purpose, Recovery, Relocation, SideEntry, Stub,
     TranslatedBlock, X87Opcode,
 };
 pub use classify::{Class, class};

@@ -44,15 +44,24 @@ impl Translator {
             work.emitter.load(FREE, at::WINDOW);
             work.emitter.add(RDI, RDI, FREE);
             work.emitter.relocated(true);
-            self.encode(&mut work.emitter, &moved);
+            self.repeated(work, &moved);
             work.emitter.load(FREE, at::MINUS_WINDOW);
             work.emitter.add(RDI, RDI, FREE);
             work.emitter.relocated(false);
         } else {
-            self.encode(&mut work.emitter, &moved);
+            self.repeated(work, &moved);
         }
         self.probed.forget_all(1 << 0 | 1 << 1 | 1 << RSI | 1 << RDI);
         Ok(())
+    }
+
+    /// A repeated instruction runs as long as it likes once begun, so right before it the vCPU looks
+    /// whether it is to leave. (Who asks later interrupts it by a signal.)
+    fn repeated(&mut self, work: &mut Work<'_>, moved: &Instruction) {
+        if moved.has_rep_prefix() || moved.has_repne_prefix() {
+            work.emitter.poll();
+        }
+        self.encode(&mut work.emitter, moved);
     }
 
     /// XLAT adds at most 255 to RBX.

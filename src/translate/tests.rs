@@ -60,3 +60,23 @@ fn a_loop_of_its_own_probes_only_in_its_first_pass() {
     println!("{}", listing(&block).join("\n"));
     assert_eq!(probes(&block), 1);
 }
+
+/// Between the load of a poll's address and the first iteration, a request comes by a signal, which
+/// knows these two instructions.
+#[test]
+fn a_repeated_instruction_follows_a_poll_at_once() {
+    let block = translate(|code| {
+        code.mov(rax, rcx).unwrap();
+        code.rep().movsb().unwrap();
+        code.rep().lodsb().unwrap();
+        code.repne().scasb().unwrap();
+        code.stosb().unwrap();
+        code.hlt().unwrap();
+    });
+    let lines = listing(&block);
+    println!("{}", lines.join("\n"));
+    let repeated = |line: &&[String]| line[1].contains("rep");
+    let pairs: Vec<_> = lines.windows(2).filter(repeated).collect();
+    assert_eq!(pairs.len(), 3);
+    assert!(pairs.iter().all(|pair| pair[0].ends_with(" mov r14d,[r14]")), "{pairs:?}");
+}

@@ -203,6 +203,60 @@ fn sums() -> (u64, u64, [u64; 8]) {
     (guest.vcpu.gpr(0), guest.vcpu.gpr(8), guest.vcpu.state().vector[1])
 }
 
+/// Each kick is a signal; however many come, their frames do not fill the stack.
+#[test]
+fn kicks_at_any_rate() {
+    let mut spinning = guest(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again).unwrap();
+        a.jmp(again).unwrap();
+    });
+    let kick = spinning.vcpu.kick();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    kick.ask();
+                }
+            });
+        }
+        for _ in 0..20_000 {
+            assert_eq!(spinning.vcpu.run(None), Exit::Requested);
+        }
+        over.store(true, Ordering::SeqCst);
+    });
+}
+
+/// A guest that spins in one machine does not keep another's code memory from coming back.
+#[test]
+fn machines_reclaim_by_themselves() {
+    let mut spinning = guest(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again).unwrap();
+        a.jmp(again).unwrap();
+    });
+    let mut other = guest(|a| a.hlt().unwrap());
+    let kick = spinning.vcpu.kick();
+    let turns = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            assert_eq!(spinning.vcpu.run(Some(100)), Exit::Budget);
+            turns.store(true, Ordering::SeqCst);
+            assert_eq!(spinning.vcpu.run(None), Exit::Requested);
+        });
+        while !turns.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert_eq!(other.vcpu.run(None), Exit::Halt);
+        other.machine.flush();
+        let waiting = (0..100).map(|_| other.machine.reclaim()).min();
+        kick.ask();
+        assert_eq!(waiting, Some(0));
+    });
+}
+
 #[test]
 fn dropping_everything_frees_everything() {
     alone("create_and_drop");
