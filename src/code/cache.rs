@@ -10,10 +10,11 @@ use std::collections::{HashMap, VecDeque};
 
 use super::arena::{Arena, CHUNK_BYTES};
 use super::chunks::ChunkId;
+use super::epoch::{Epoch, Participant};
 use super::figures::Figures;
 use super::limbo::Limbo;
 use super::region::{Block, Key, Region, RegionId, Source};
-use super::sync::{Arc, Guard, pin};
+use super::sync::{Arc, Guard};
 use super::table::Table;
 use crate::guest::{GuestAddress, PAGE_SIZE};
 use crate::translate::{CODE_ALIGNMENT, ENTRY, Stub, TranslatedBlock};
@@ -25,6 +26,9 @@ pub(crate) struct CodeCache {
     /// Offset in the arena of each stub.
     stubs: [u32; Stub::ALL.len()],
     lookups: Arc<Lookups>,
+    epoch: Epoch,
+    /// Whoever changes the cache, in the epoch.
+    changer: Participant,
     /// Those that are retired too, until they go.
     regions: HashMap<RegionId, Region>,
     limbo: Limbo<RegionId>,
@@ -77,10 +81,13 @@ pub(crate) struct Full;
 impl CodeCache {
     /// A cache whose arena begins with code that has the stubs at these offsets.
     pub(crate) fn new(arena: Arena, stubs: [u32; Stub::ALL.len()]) -> Self {
+        let epoch = Epoch::new();
         Self {
             arena,
             stubs,
             lookups: Arc::new(Lookups(Table::new(BUCKETS))),
+            changer: epoch.participant(),
+            epoch,
             regions: HashMap::new(),
             limbo: Limbo::new(),
             table: HashMap::new(),
@@ -102,6 +109,16 @@ impl CodeCache {
             free_bytes: bytes(census.free + census.stale),
             ..self.figures
         }
+    }
+
+    /// The epoch that other threads pin while they look up and use what they have found.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch.clone()
+    }
+
+    /// Has memory come back sooner.
+    pub(crate) fn hurry(&mut self) {
+        self.changer.hurry();
     }
 
     /// What other threads look up in.
@@ -128,8 +145,8 @@ impl CodeCache {
     }
 
     /// Host address of the translation with this key.
-    pub(crate) fn find(&self, key: Key) -> Option<u64> {
-        self.lookups.find(key, &pin())
+    pub(crate) fn find(&mut self, key: Key) -> Option<u64> {
+        self.lookups.find(key, &self.changer.pin())
     }
 
     /// The region that `pc` lies in.
@@ -199,7 +216,7 @@ impl CodeCache {
             let from = region.blocks[*other as usize].offset;
             self.arena.patch_entry(from, transfer(JUMP, from, offset));
         }
-        let (address, guard) = (self.arena.address(offset), pin());
+        let (address, guard) = (self.arena.address(offset), self.changer.pin());
         region.live.index.insert(key.tagged(), address, &guard);
         if !region.pages.contains(&page(key.pc)) {
             region.pages.push(page(key.pc));
@@ -306,7 +323,8 @@ impl CodeCache {
     /// Makes a block one that no lookup finds and no jump passes: one store to its tag, one to its entry.
     pub(crate) fn invalidate(&mut self, key: Key) {
         let region = self.region_of(key.pc).and_then(|id| self.regions.get(&id));
-        let address = region.and_then(|region| region.live.index.invalidate(key.tagged(), &pin()));
+        let guard = self.changer.pin();
+        let address = region.and_then(|region| region.live.index.invalidate(key.tagged(), &guard));
         if let Some(offset) = address.and_then(|address| self.arena.offset(address)) {
             let stub = self.stubs[Stub::Changed as usize] as usize;
             self.arena.patch_entry(offset, transfer(CALL, offset, stub));
@@ -348,7 +366,7 @@ impl CodeCache {
     fn retire(&mut self, id: RegionId) -> bool {
         let region = self.regions.get_mut(&id).filter(|region| !region.retired);
         let Some(region) = region else { return false };
-        let guard = pin();
+        let guard = self.changer.pin();
         region.retired = true;
         region.live.retire();
         for page in &region.pages {

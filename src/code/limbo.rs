@@ -4,7 +4,7 @@
 //! was put here is out of use once every guard of that time is gone; then it comes back by
 //! [`Limbo::returned`], to be used again or dropped (I5).
 
-use super::sync::{Arc, AtomicUsize, Guard, Mutex, Ordering, PoisonError, pin};
+use super::sync::{Arc, AtomicUsize, Guard, Mutex, Ordering, PoisonError};
 
 /// See the file's head.
 #[derive(Debug)]
@@ -39,8 +39,8 @@ impl<T: Send + 'static> Limbo<T> {
     }
 }
 
-/// Lets time go on for what waits in any limbo. The caller has no guard.
-pub(crate) fn hurry() {
+/// Lets time go on for what waits in any limbo of the epoch that `pin` pins. The caller has no guard.
+pub(crate) fn hurry(mut pin: impl FnMut() -> Guard) {
     // An epoch is over when all guards have seen it; what is retired in one waits for two more.
     for _ in 0..3 {
         pin().flush();

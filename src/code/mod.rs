@@ -9,6 +9,7 @@
 mod arena;
 mod cache;
 mod chunks;
+mod epoch;
 mod figures;
 pub(crate) mod gate;
 mod index;
@@ -21,6 +22,6 @@ mod twin;
 
 pub(crate) use arena::{Arena, CHUNK_BYTES};
 pub(crate) use cache::{CodeCache, Full, Lookups};
+pub(crate) use epoch::{Epoch, Participant, Pinned};
 pub use figures::Figures;
-pub(crate) use limbo::hurry;
 pub(crate) use region::{Key, Source};

@@ -7,8 +7,12 @@ mod implementation {
     pub(crate) use std::sync::atomic::{
         AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
-    pub(crate) use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+    pub(crate) use std::sync::{Arc, Mutex, PoisonError};
     pub(crate) use std::thread::yield_now;
+
+    /// A lock that is handed over now and then, so that nobody is kept from it by threads that take it
+    /// again and again. It knows no poison.
+    pub(crate) use parking_lot::{Mutex as FairMutex, MutexGuard as FairGuard};
 }
 
 #[cfg(loom)]
@@ -21,5 +25,5 @@ mod implementation {
     pub(crate) use std::sync::PoisonError;
 }
 
-pub(crate) use crossbeam_epoch::{Atomic, Guard, Owned, Shared, pin, unprotected};
+pub(crate) use crossbeam_epoch::{Atomic, Guard, Owned, Shared, unprotected};
 pub(crate) use implementation::*;

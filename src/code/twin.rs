@@ -7,7 +7,6 @@ use proptest::prelude::*;
 
 use super::arena::{Arena, CHUNK_BYTES};
 use super::cache::CodeCache;
-use super::limbo::hurry;
 use super::region::{Key, Source};
 use super::sync::Arc;
 use crate::guest::{GuestAddress, PAGE_SIZE};
@@ -148,7 +147,7 @@ proptest! {
                     twin = Twin::default();
                 }
                 Operation::Reclaim => {
-                    hurry();
+                    cache.hurry();
                     cache.reclaim();
                 }
             }
@@ -174,7 +173,7 @@ proptest! {
         }
         cache.retire_all();
         for _ in 0..1000 {
-            hurry();
+            cache.hurry();
             cache.reclaim();
             if cache.waiting() == 0 {
                 break;

@@ -30,7 +30,7 @@ use super::exit::Exit;
 use super::hook_context::{HookContext, MemoryAccess};
 use super::shared::{Running, Shared};
 use super::vcpu::Vcpu;
-use crate::code::sync::{Arc, Mutex, PoisonError};
+use crate::code::sync::{Arc, AtomicBool, Mutex, Ordering, PoisonError};
 use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE};
 use crate::memory::MapError;
 
@@ -98,7 +98,28 @@ type MemoryCall = dyn FnMut(&MemoryAccess<'_>) + Send;
 struct Hook<Call: ?Sized> {
     id: HookId,
     span: Span,
-    call: Arc<Mutex<Call>>,
+    closure: Arc<Closure<Call>>,
+}
+
+/// What a hook calls, until it is removed.
+pub(super) struct Closure<Call: ?Sized> {
+    removed: AtomicBool,
+    call: Mutex<Call>,
+}
+
+impl<Call> Closure<Call> {
+    fn new(call: Call) -> Arc<Self> {
+        Arc::new(Self { removed: AtomicBool::new(false), call: Mutex::new(call) })
+    }
+}
+
+impl<Call: ?Sized> Closure<Call> {
+    fn with(&self, work: impl FnOnce(&mut Call)) {
+        let mut call = self.call.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.removed.load(Ordering::Acquire) {
+            work(&mut call);
+        }
+    }
 }
 
 /// Everything that the run loop looks out for.
@@ -141,7 +162,7 @@ impl Hooks {
         call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
     ) -> HookId {
         let id = self.new_id();
-        self.code.push(Hook { id, span, call: Arc::new(Mutex::new(call)) });
+        self.code.push(Hook { id, span, closure: Closure::new(call) });
         self.note_change();
         id
     }
@@ -152,7 +173,7 @@ impl Hooks {
         call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
     ) -> HookId {
         let id = self.new_id();
-        self.blocks.push(Hook { id, span, call: Arc::new(Mutex::new(call)) });
+        self.blocks.push(Hook { id, span, closure: Closure::new(call) });
         self.note_change();
         id
     }
@@ -164,7 +185,7 @@ impl Hooks {
         call: impl FnMut(&MemoryAccess<'_>) + Send + 'static,
     ) -> HookId {
         let id = self.new_id();
-        self.memory.push(Hook { id, span, call: Arc::new(Mutex::new(call)) });
+        self.memory.push(Hook { id, span, closure: Closure::new(call) });
         id
     }
 
@@ -175,12 +196,13 @@ impl Hooks {
             self.blocks.iter().position(|hook| hook.id == id).map(|at| self.blocks.remove(at))
         });
         if let Some(hook) = code {
+            hook.closure.removed.store(true, Ordering::Release);
             self.note_change();
-            return Some((hook.span, Removed::Code(hook.call)));
+            return Some((hook.span, Removed::Code(hook.closure)));
         }
         let place = self.memory.iter().position(|hook| hook.id == id)?;
         let hook = self.memory.remove(place);
-        Some((hook.span, Removed::Memory(hook.call)))
+        Some((hook.span, Removed::Memory(hook.closure)))
     }
 
     /// Whether there was none yet.
@@ -246,7 +268,7 @@ impl Hooks {
     pub(super) fn before_access(&self, access: &MemoryAccess<'_>) {
         for hook in &self.memory {
             if hook.span.touches(access.address, access.size) {
-                (hook.call.lock().unwrap_or_else(PoisonError::into_inner))(access);
+                hook.closure.with(|call| call(access));
             }
         }
     }
@@ -262,21 +284,21 @@ impl Hooks {
     }
 
     /// The closures to be called at `pc`.
-    fn due(&self, pc: GuestAddress, place: Place) -> Vec<Arc<Mutex<CodeCall>>> {
+    fn due(&self, pc: GuestAddress, place: Place) -> Vec<Arc<Closure<CodeCall>>> {
         let continues =
             |span: Span| place.at == pc && place.from.is_some_and(|from| span.contains(from));
         let blocks =
             self.blocks.iter().filter(|hook| hook.span.contains(pc) && !continues(hook.span));
         let code =
             self.code.iter().filter(|hook| hook.span.contains(pc) && place.announced != Some(pc));
-        blocks.chain(code).map(|hook| Arc::clone(&hook.call)).collect()
+        blocks.chain(code).map(|hook| Arc::clone(&hook.closure)).collect()
     }
 }
 
 /// A closure that is no hook any more.
 pub(super) enum Removed {
-    Code(#[expect(dead_code, reason = "kept to be dropped")] Arc<Mutex<CodeCall>>),
-    Memory(#[expect(dead_code, reason = "kept to be dropped")] Arc<Mutex<MemoryCall>>),
+    Code(#[expect(dead_code, reason = "kept to be dropped")] Arc<Closure<CodeCall>>),
+    Memory(#[expect(dead_code, reason = "kept to be dropped")] Arc<Closure<MemoryCall>>),
 }
 
 impl Removed {
@@ -350,8 +372,8 @@ impl Vcpu {
             running.release();
             self.place = Place { announced: Some(pc), at: pc, from: Some(pc) };
             let mut context = HookContext { vcpu: self, shared, stop: false };
-            for call in due {
-                (call.lock().unwrap_or_else(PoisonError::into_inner))(&mut context);
+            for closure in due {
+                closure.with(|call| call(&mut context));
             }
             if context.stop {
                 return Met::Exit(Exit::Stopped);

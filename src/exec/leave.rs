@@ -7,8 +7,7 @@ use iced_x86::Register;
 use super::core::Core;
 use super::shared::Shared;
 use super::vcpu::{End, Fault, Handled, Vcpu, lost};
-use crate::code::Key;
-use crate::code::sync::pin;
+use crate::code::{Key, Pinned};
 use crate::guest::GuestAddress;
 use crate::translate::{Exit, Leave, Purpose, Recovery, Stub, VcpuBlock, X87Opcode, is_canonical};
 
@@ -124,13 +123,18 @@ impl Vcpu {
 
     /// Takes the target of an indirect branch from the lookups that need no lock, if nothing else is to
     /// be done; whether it did.
-    pub(super) fn resolve_at_once(&mut self, shared: &Shared, counted: bool) -> bool {
+    pub(super) fn resolve_at_once(
+        &mut self,
+        shared: &Shared,
+        pinned: &Pinned<'_>,
+        counted: bool,
+    ) -> bool {
         let target = self.memory.block().target;
         if self.on_code || !is_canonical(target) || self.gate.is_requested() {
             return false;
         }
         let key = Key { pc: GuestAddress(target), counted };
-        let found = shared.lookups.find(key, &pin());
+        let found = shared.lookups.find(key, pinned);
         if let Some(host) = found {
             self.resume_with(target, host);
         }

@@ -10,8 +10,8 @@ use super::hooks::{HookError, HookId, Span};
 use super::mmio::{Device, Mmio};
 use super::shared::Shared;
 use super::vcpu::Vcpu;
-use crate::code::sync::{Arc, MutexGuard};
-use crate::code::{Figures, hurry};
+use crate::code::Figures;
+use crate::code::sync::{Arc, FairGuard};
 use crate::guest::{GuestAddress, GuestRange, Permissions};
 use crate::memory::{AccessError, AddressSpace, Backing, MapError, Mapping, Restored, Snapshot};
 
@@ -66,7 +66,7 @@ impl Machine {
         Ok(Vcpu::new(Arc::clone(&self.shared), self.window)?)
     }
 
-    fn core(&self) -> MutexGuard<'_, Core> {
+    fn core(&self) -> FairGuard<'_, Core> {
         self.shared.lock()
     }
 
@@ -220,10 +220,10 @@ impl Machine {
         self.shared.change(|core| core.hook_memory(span, call))
     }
 
-    /// Takes a hook away; whether there was one.
+    /// Takes a hook away; whether there was one. When it returns, no call begins any more; one
+    /// under way in another thread goes on, and the closure is dropped behind it.
     pub fn remove_hook(&self, id: HookId) -> bool {
-        let removed = self.shared.change(|core| core.unhook(id));
-        removed.is_some()
+        self.shared.change(|core| core.unhook(id)).is_some()
     }
 
     /// Makes `range`, where nothing is mapped, a device: the guest's reads and writes call `call`, each
@@ -272,8 +272,8 @@ impl Machine {
     /// Gives the number of regions that have to wait: some thread of this process, a vCPU that runs
     /// guest code for one, has kept the epoch since before they were retired.
     pub fn reclaim(&self) -> usize {
-        hurry();
         let mut core = self.core();
+        core.cache.hurry();
         core.cache.reclaim();
         core.cache.waiting()
     }

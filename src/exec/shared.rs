@@ -6,17 +6,18 @@
 
 use super::core::Core;
 use super::vcpu_memory::{Door, PollCell};
-use crate::code::Lookups;
 use crate::code::gate::Gates;
-use crate::code::sync::{Arc, AtomicU64, Mutex, MutexGuard, Ordering, PoisonError};
+use crate::code::sync::{Arc, AtomicU64, FairGuard, FairMutex, Ordering};
+use crate::code::{Epoch, Lookups};
 
 /// See the file's head.
 #[derive(Debug)]
 pub(super) struct Shared {
-    core: Mutex<Core>,
+    core: FairMutex<Core>,
     /// The thread of a run that holds the lock, or 0.
     runner: AtomicU64,
     pub(super) lookups: Arc<Lookups>,
+    pub(super) epoch: Epoch,
     pub(super) gates: Arc<Gates<PollCell>>,
     pub(super) door: Door,
     /// Of the invalidations up to this one, no vCPU runs any more what they made invalid.
@@ -26,24 +27,25 @@ pub(super) struct Shared {
 /// A run under way, which takes the lock when it needs it.
 pub(super) struct Running<'a> {
     shared: &'a Shared,
-    core: Option<MutexGuard<'a, Core>>,
+    core: Option<FairGuard<'a, Core>>,
 }
 
 impl Shared {
     pub(super) fn new(core: Core) -> Self {
-        let (lookups, gates, door) = (core.cache.lookups(), Arc::clone(&core.gates), core.door);
-        let (core, runner, waited) = (Mutex::new(core), AtomicU64::new(0), AtomicU64::new(0));
-        Self { core, runner, lookups, gates, door, waited }
+        let (lookups, epoch) = (core.cache.lookups(), core.cache.epoch());
+        let (gates, door) = (Arc::clone(&core.gates), core.door);
+        let (core, runner, waited) = (FairMutex::new(core), AtomicU64::new(0), AtomicU64::new(0));
+        Self { core, runner, lookups, epoch, gates, door, waited }
     }
 
     /// Takes the lock. A panic while it was held, in a hook for one, leaves nothing half done.
-    pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
+    pub(super) fn lock(&self) -> FairGuard<'_, Core> {
         // Only its own value matters to a thread, and that it has stored itself.
         assert!(
             self.runner.load(Ordering::Relaxed) != this_thread(),
             "a memory hook or a device called its own machine: it has to use what it is given"
         );
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+        self.core.lock()
     }
 
     /// Changes what vCPUs may be running. When it returns, none runs code that the change has

@@ -22,8 +22,8 @@ use super::kick::Kick;
 use super::shared::{Running, Shared};
 use super::vcpu_memory::{PollCell, VcpuMemory};
 use crate::code::gate::Gate;
-use crate::code::sync::{Arc, pin, yield_now};
-use crate::code::{Key, hurry};
+use crate::code::sync::{Arc, yield_now};
+use crate::code::{Key, Participant, Pinned};
 use crate::guest::{
     Flag, GuestAddress, PKRU_DEFAULT, RFLAGS_ALWAYS_ONE, RFLAGS_USER, Selectors, State, Xstate,
 };
@@ -43,6 +43,8 @@ pub struct Vcpu {
     pub(super) memory: VcpuMemory,
     xstate: Xstate,
     pub(super) gate: Arc<Gate<PollCell>>,
+    /// This vCPU in the epoch, but while it runs; there is none after a panic.
+    participant: Option<Participant>,
     pub(super) pc: GuestAddress,
     /// TF of the guest, which the host's RFLAGS never has.
     pub(super) trap: bool,
@@ -108,11 +110,13 @@ impl Vcpu {
         block.components = xstate.components() & !Xstate::PKRU_COMPONENT;
         memory.poll_cell().set_quiet();
         let gate = shared.gates.add(memory.poll_cell());
+        let participant = Some(shared.epoch.participant());
         let mut vcpu = Self {
             shared,
             memory,
             xstate,
             gate,
+            participant,
             pc: GuestAddress(0),
             trap: false,
             shadow: false,
@@ -224,7 +228,20 @@ impl Vcpu {
     /// passed.
     pub fn run(&mut self, budget: Option<u64>) -> Exit {
         let shared = Arc::clone(&self.shared);
-        let mut running = Running::new(&shared);
+        let participant = self.participant.take();
+        let mut participant = participant.unwrap_or_else(|| shared.epoch.participant());
+        let exit = self.run_as(&shared, &mut participant, budget);
+        self.participant = Some(participant);
+        exit
+    }
+
+    fn run_as(
+        &mut self,
+        shared: &Shared,
+        participant: &mut Participant,
+        budget: Option<u64>,
+    ) -> Exit {
+        let mut running = Running::new(shared);
         let mut left = budget;
         let mut passing = Some(self.pc);
         let mut step = false;
@@ -238,7 +255,7 @@ impl Vcpu {
             }
             self.catch_up(&mut running);
             if self.on_code {
-                match self.meet(&shared, &mut running, passing) {
+                match self.meet(shared, &mut running, passing) {
                     Met::Exit(exit) => return exit,
                     Met::Moved => {
                         step = false;
@@ -257,7 +274,7 @@ impl Vcpu {
                 }
                 self.step_counted(core, &mut left)
             } else {
-                self.run_blocks(&shared, &mut running, &mut left)
+                self.run_blocks(shared, participant, &mut running, &mut left)
             };
             step = match end {
                 End::Go => false,
@@ -318,19 +335,20 @@ impl Vcpu {
     fn run_blocks(
         &mut self,
         shared: &Shared,
+        participant: &mut Participant,
         running: &mut Running<'_>,
         left: &mut Option<u64>,
     ) -> End {
         let key = Key { pc: self.pc, counted: left.is_some() };
-        let guard = pin();
-        let found = shared.lookups.find(key, &guard).map(Found::At);
+        let pinned = participant.pin();
+        let found = shared.lookups.find(key, &pinned).map(Found::At);
         let host = match found.unwrap_or_else(|| running.core().find_or_translate(key)) {
             Found::At(host) => host,
             Found::Nothing => return End::Step,
             Found::NoRoom => {
-                drop(guard);
+                drop(pinned);
                 running.release();
-                hurry();
+                participant.hurry();
                 yield_now();
                 return End::Go;
             }
@@ -346,7 +364,7 @@ impl Vcpu {
             if !self.enter(shared, running) {
                 break if resumes { self.back_out(running.core(), key.counted) } else { End::Go };
             }
-            match self.handle(shared, running, key.counted) {
+            match self.handle(shared, &pinned, running, key.counted) {
                 Handled::Start => resumes = false,
                 Handled::Resume => resumes = true,
                 Handled::End(end) => break end,
@@ -384,7 +402,13 @@ impl Vcpu {
     }
 
     /// Acts on how the code cache was left.
-    fn handle(&mut self, shared: &Shared, running: &mut Running<'_>, counted: bool) -> Handled {
+    fn handle(
+        &mut self,
+        shared: &Shared,
+        pinned: &Pinned<'_>,
+        running: &mut Running<'_>,
+        counted: bool,
+    ) -> Handled {
         let block = self.memory.block();
         match Stub::ALL[block.exit_kind as usize] {
             Stub::Fault => Handled::End(self.faulted(running.core())),
@@ -393,7 +417,7 @@ impl Vcpu {
                 self.drop_target(block.target);
                 Handled::End(End::Go)
             }
-            Stub::Indirect if self.resolve_at_once(shared, counted) => Handled::Resume,
+            Stub::Indirect if self.resolve_at_once(shared, pinned, counted) => Handled::Resume,
             _ => self.left(running.core(), counted),
         }
     }

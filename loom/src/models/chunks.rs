@@ -2,11 +2,11 @@
 //! fetched of them. A core's fetching ahead is a copy that it keeps until it serialises; the arena's
 //! lock is written down here.
 
-use super::support::{HostCode, Vcpu, explore, spawn, warm_up};
+use super::support::{HostCode, Vcpu, explore, pin, spawn, warm_up};
 use crate::code::chunks::{ChunkId, Chunks, Serialise};
 use crate::code::gate::Gates;
 use crate::code::limbo::{Limbo, hurry};
-use crate::code::sync::{Arc, AtomicUsize, Mutex, Ordering, pin};
+use crate::code::sync::{Arc, AtomicUsize, Mutex, Ordering};
 
 /// What a core has fetched: by chunk.
 type Fetched = Arc<Mutex<[Option<u64>; 2]>>;
@@ -83,7 +83,7 @@ impl Machine {
 
     /// Puts code of a version into a chunk, if there is one.
     fn translate(&self, version: usize) {
-        hurry();
+        hurry(pin);
         let mut chunks = self.chunks.lock().expect("holds");
         for chunk in self.limbo.returned() {
             chunks.give_back(chunk);

@@ -1,9 +1,9 @@
 //! Models of `src/code/index.rs`. Its writers are one at a time: one thread here.
 
-use super::support::{HostCode, REUSED, explore, spawn, warm_up};
+use super::support::{HostCode, REUSED, explore, pin, spawn, warm_up};
 use crate::code::index::{Index, Tagged};
 use crate::code::limbo::{Limbo, hurry};
-use crate::code::sync::{Arc, AtomicBool, Ordering, pin};
+use crate::code::sync::{Arc, AtomicBool, Ordering};
 use crate::poison::POISON;
 
 fn key(pc: u64) -> Tagged {
@@ -48,7 +48,7 @@ fn growth_hides_nothing() {
             }
         });
         index.insert(key(2), 11, &pin());
-        hurry();
+        hurry(pin);
         assert_eq!(index.find(key(2), &pin()), Some(11));
         reader.join().expect("reads");
     });
@@ -80,7 +80,7 @@ fn growth_frees_no_entry_in_use() {
         });
         warm_up();
         index.insert(key(8), 8, &pin());
-        hurry();
+        hurry(pin);
         reader.join().expect("reads");
     });
 }
@@ -114,7 +114,7 @@ fn an_invalidated_block_is_not_found() {
             done.store(true, Ordering::Release);
             limbo.retire(block, &guard);
         }
-        hurry();
+        hurry(pin);
         for block in limbo.returned() {
             host.write(block, REUSED);
         }

@@ -1,8 +1,8 @@
 //! Models of `src/code/limbo.rs`.
 
-use super::support::{HostCode, REUSED, explore, spawn, warm_up};
+use super::support::{HostCode, REUSED, explore, pin, spawn, warm_up};
 use crate::code::limbo::{Limbo, hurry};
-use crate::code::sync::{Arc, AtomicBool, AtomicUsize, Ordering, pin, yield_now};
+use crate::code::sync::{Arc, AtomicBool, AtomicUsize, Ordering, yield_now};
 
 /// I5: a thing does not come back while a guard of its time lives.
 /// Threads: a reader under a guard; who takes the thing away, retires it, and reuses it.
@@ -24,7 +24,7 @@ fn nothing_comes_back_under_a_guard() {
         let limbo = Limbo::new();
         current.store(false, Ordering::Release);
         limbo.retire(0_usize, &pin());
-        hurry();
+        hurry(pin);
         for block in limbo.returned() {
             host.write(block, REUSED);
         }
@@ -53,7 +53,7 @@ fn what_is_retired_comes_back_elsewhere() {
         while stages.load(Ordering::Acquire) != 1 {
             yield_now();
         }
-        hurry();
+        hurry(pin);
         assert_eq!(limbo.returned(), [5]);
         assert_eq!(limbo.count(), 0);
         stages.store(2, Ordering::Release);
@@ -73,7 +73,7 @@ fn each_thing_comes_back_once() {
             let (limbo, taken) = (Arc::clone(&limbo), Arc::clone(&taken));
             move || {
                 limbo.retire(thing, &pin());
-                hurry();
+                hurry(pin);
                 for thing in limbo.returned() {
                     taken.fetch_add(thing, Ordering::Relaxed);
                 }
@@ -85,7 +85,7 @@ fn each_thing_comes_back_once() {
         // The other thread is not quite gone yet, and may be pinned.
         while limbo.count() > 0 {
             yield_now();
-            hurry();
+            hurry(pin);
             for thing in limbo.returned() {
                 taken.fetch_add(thing, Ordering::Relaxed);
             }

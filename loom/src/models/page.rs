@@ -3,9 +3,9 @@
 //! before they run (*checked*). The MMU, the fault handler and the translator are written down here in
 //! terms of the real table; the machine's lock orders translations and faults.
 
-use super::support::{HostCode, explore, spawn, warm_up};
+use super::support::{HostCode, explore, pin, spawn, warm_up};
 use crate::code::index::{Index, Tagged};
-use crate::code::sync::{Arc, Mutex, MutexGuard, pin};
+use crate::code::sync::{Arc, Mutex, MutexGuard};
 use crate::code::table::{Live, Table};
 
 const PAGE: u64 = 7;

@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 use loom::cell::UnsafeCell;
 
 use crate::code::gate::{Bell, Gate, Gates};
-use crate::code::sync::{Arc, AtomicBool, Ordering, pin, yield_now};
+use crate::code::sync::{Arc, AtomicBool, Ordering, yield_now};
+
+/// The epoch of all models.
+pub(crate) use crossbeam_epoch::pin;
 
 /// Runs `model` in all interleavings with at most so many preemptions, and prints how many there
 /// were. `TREGION_LOOM_DEEP` (seconds) lifts the bound and sets a limit of time instead.

@@ -1,10 +1,10 @@
 //! Models of `src/code/table.rs`: regions swapped under readers. Writers hold the machine's lock; where
 //! there is one writer the lock is left out.
 
-use super::support::{HostCode, REUSED, explore, spawn, warm_up};
+use super::support::{HostCode, REUSED, explore, pin, spawn, warm_up};
 use crate::code::index::{Index, Tagged};
 use crate::code::limbo::{Limbo, hurry};
-use crate::code::sync::{Arc, AtomicBool, Mutex, Ordering, pin};
+use crate::code::sync::{Arc, AtomicBool, Mutex, Ordering};
 use crate::code::table::{Live, Table};
 
 type Region = Arc<Live<usize>>;
@@ -53,7 +53,7 @@ fn no_use_after_swap() {
             table.remove(PAGE, &old, &guard);
             limbo.retire(0_usize, &guard);
         }
-        hurry();
+        hurry(pin);
         for block in limbo.returned() {
             host.write(block, REUSED);
         }
@@ -113,7 +113,7 @@ fn neighbours_are_always_found() {
             table.remove(NEIGHBOUR, &goes, &guard);
             table.insert(NEIGHBOUR, region(None), &guard);
         }
-        hurry();
+        hurry(pin);
         reader.join().expect("reads");
     });
 }
@@ -217,7 +217,7 @@ impl Machine {
     }
 
     fn reclaim(&self) {
-        hurry();
+        hurry(pin);
         for block in self.limbo.returned() {
             self.host.write(block, REUSED);
         }

@@ -2,10 +2,10 @@
 //! the exit stub at the block's entry, for whoever comes by a chained jump. What generated code and its
 //! patching do is written down here: an entry and a chain slot are an atomic each.
 
-use super::support::{HostCode, Machine as Gated, REUSED, Vcpu, explore, spawn};
+use super::support::{HostCode, Machine as Gated, REUSED, Vcpu, explore, pin, spawn};
 use crate::code::gate::Gates;
 use crate::code::index::{Index, Tagged};
-use crate::code::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, pin};
+use crate::code::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering};
 
 const KEY: Tagged = Tagged { pc: 0x7000, tag: 1 };
 /// The chain slot before it leads anywhere.

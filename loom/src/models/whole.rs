@@ -1,12 +1,12 @@
 //! Models of all the protocols together: a vCPU's run loop and an invalidation as the design's figure
 //! has them, on the real table, gates, limbo and chunks. The run loop is written down here.
 
-use super::support::{HostCode, REUSED, Vcpu, explore, spawn, warm_up};
+use super::support::{HostCode, REUSED, Vcpu, explore, pin, spawn, warm_up};
 use crate::code::chunks::{ChunkId, Chunks, Serialise};
 use crate::code::gate::Gates;
 use crate::code::index::{Index, Tagged};
 use crate::code::limbo::{Limbo, hurry};
-use crate::code::sync::{Arc, Mutex, pin};
+use crate::code::sync::{Arc, Mutex};
 use crate::code::table::{Live, Table};
 
 const PAGE: u64 = 7;
@@ -68,7 +68,7 @@ impl Machine {
 
     /// Takes the chunk for something else, if it has come back.
     fn reuse(&self) {
-        hurry();
+        hurry(pin);
         let mut chunks = self.chunks.lock().expect("holds");
         for chunk in self.limbo.returned() {
             chunks.give_back(chunk);
