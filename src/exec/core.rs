@@ -1,11 +1,11 @@
 //! [`Core`]: what the vCPUs of a machine share: memory, code, and what the two owe each other. Every
 //! change of memory that code may have been translated from goes through here.
 
-use std::collections::{HashMap, HashSet};
 use std::io;
 
 use iced_x86::{CpuidFeature, Decoder, DecoderOptions, FlowControl};
 
+use super::code_pages::CodePages;
 use super::cpuid::CpuidModel;
 use super::hook_context::{HookContext, MemoryAccess};
 use super::hooks::{HookError, HookId, Hooks, Removed, Span};
@@ -30,8 +30,6 @@ const MOST_PAGES: u64 = 512;
 const MOST_RETIRED: u64 = 1 << 16;
 /// Blocks of one key that a region keeps; when there are more, it goes.
 const MOST_VERSIONS: usize = 16;
-/// Writes to a page's code after which its blocks check themselves instead.
-const WRITES_UNTIL_CHECKED: u32 = 4;
 
 /// Where the translation of an address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +59,7 @@ pub(super) struct Core {
     scratch: usize,
     /// Writes to watched pages.
     pub(super) code_writes: u64,
-    /// How often code of a page was written.
-    writes: HashMap<PageId, u32>,
-    /// Pages that are written so often that their blocks check themselves.
-    checked: HashSet<PageId>,
-    /// Pages that are watched.
-    watched: HashSet<PageId>,
+    pages: CodePages,
     source: Vec<u8>,
     pub(super) cpuid: CpuidModel,
     host: HostFeatures,
@@ -96,9 +89,7 @@ impl Core {
             door: Door { enter, range },
             scratch: CHUNK_BYTES,
             code_writes: 0,
-            writes: HashMap::new(),
-            checked: HashSet::new(),
-            watched: HashSet::new(),
+            pages: CodePages::default(),
             source: Vec::new(),
             cpuid: CpuidModel::default(),
             host: HostFeatures::detect(),
@@ -158,8 +149,10 @@ impl Core {
             }
         };
         let block = loop {
-            let checked = pages.iter().any(|page| self.checked.contains(page));
-            if !checked && !self.watch(&pages) {
+            let checked = pages.iter().any(|page| self.pages.is_checked(*page));
+            // Above the window a block cannot compare its source.
+            let cannot = checked && key.pc.0 >= self.memory.window_end();
+            if cannot || (!checked && !self.watch(&pages)) {
                 return Found::Nothing;
             }
             let most = if pages.len() > 1 { most } else { most.min(in_page) };
@@ -169,7 +162,6 @@ impl Core {
                 return Found::Nothing;
             }
             let Some(span) = self.cache.span(region) else { return Found::Nothing };
-            let checked = checked && key.pc.0 < self.memory.window_end();
             if !self.hooks.on_code
                 && let Some(revived) = self.cache.revive(region, key, &self.source, checked)
             {
@@ -219,7 +211,7 @@ impl Core {
                 tracing::warn!("a page of code cannot be watched: {error}");
                 return false;
             }
-            self.watched.insert(*page);
+            self.pages.watch(*page);
         }
         true
     }
@@ -239,7 +231,7 @@ impl Core {
         Figures {
             invalidations: self.gates.generation(),
             code_writes: self.code_writes,
-            checked_pages: self.checked.len() as u64,
+            checked_pages: self.pages.checked() as u64,
             ..self.cache.figures()
         }
     }
@@ -292,24 +284,28 @@ impl Core {
     pub(super) fn code_written(&mut self, page: PageId) {
         self.retire_page(page);
         self.code_writes += 1;
-        let writes = self.writes.entry(page).or_default();
-        *writes += 1;
-        if *writes >= WRITES_UNTIL_CHECKED {
-            self.checked.insert(page);
-        }
+        self.pages.note_write(page);
         self.unwatch(page);
+    }
+
+    /// A vCPU that has entered many blocks which check themselves is at the start of this one: if its
+    /// page has long been calm, it is watched again.
+    pub(super) fn look_for_calm(&mut self, pc: GuestAddress) {
+        if let Some(page) = self.memory.page_at(pc).filter(|page| self.pages.is_calm(*page)) {
+            self.retire_page(page);
+        }
     }
 
     /// The bytes of this page are others than they were; nobody wrote to it.
     pub(super) fn code_restored(&mut self, page: PageId) {
-        if self.watched.contains(&page) || self.checked.contains(&page) {
+        if self.pages.has_code(page) {
             self.retire_page(page);
             self.unwatch(page);
         }
     }
 
     fn unwatch(&mut self, page: PageId) {
-        self.watched.remove(&page);
+        self.pages.unwatch(page);
         self.memory.unwatch(page);
     }
 
@@ -443,7 +439,7 @@ impl Core {
     pub(super) fn retire_all(&mut self) {
         self.cache.retire_all();
         self.gates.invalidated();
-        for page in std::mem::take(&mut self.watched) {
+        for page in self.pages.take_watched() {
             self.memory.unwatch(page);
         }
     }
@@ -451,12 +447,14 @@ impl Core {
     /// A block's source bytes have changed.
     pub(super) fn forget_block(&mut self, key: Key) {
         self.cache.invalidate(key);
+        for page in self.pages_of(key.pc, MOST_SOURCE as u64) {
+            self.pages.note_change(page);
+        }
     }
 
     /// Forgets which pages were written often.
     pub(super) fn forget_writes(&mut self) {
-        self.writes.clear();
-        self.checked.clear();
+        self.pages.forget_writes();
     }
 
     /// Writes guest memory for the host or for the guest, whatever the permissions, and retires code
@@ -472,7 +470,8 @@ impl Core {
                 self.code_written(*page);
             }
         }
-        if pages.iter().any(|page| self.checked.contains(page)) {
+        if pages.iter().any(|page| self.pages.is_checked(*page)) {
+            pages.iter().for_each(|page| self.pages.note_change(*page));
             // A vCPU may be past the comparison of its block.
             self.gates.invalidated();
         }

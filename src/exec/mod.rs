@@ -9,6 +9,7 @@
 mod access;
 mod assist;
 mod bounce;
+mod code_pages;
 mod core;
 mod cpuid;
 mod exit;

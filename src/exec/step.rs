@@ -12,7 +12,7 @@ use super::access::{Access, page_fault};
 use super::core::Core;
 use super::exit::{Exit, vector};
 use super::length::{MOST_BYTES, length};
-use super::vcpu::{End, Fault, Stepped, Vcpu, lost};
+use super::vcpu::{ENTRIES_UNTIL_A_LOOK, End, Fault, Stepped, Vcpu, lost};
 use crate::guest::{Flag, GuestAddress, PAGE_SIZE};
 use crate::memory::WriteFault;
 use crate::translate::{Class, Purpose, Stub, class, is_canonical};
@@ -144,6 +144,11 @@ impl Vcpu {
     pub(super) fn interpret(&mut self, core: &mut Core, fault: Fault) -> End {
         match fault.purpose {
             Purpose::Poll => return End::Go,
+            Purpose::Calm => {
+                self.memory.block_mut().calm = ENTRIES_UNTIL_A_LOOK;
+                core.look_for_calm(self.pc);
+                return End::Go;
+            }
             Purpose::Budget | Purpose::Probe => return End::Step,
             Purpose::Instruction => {}
         }

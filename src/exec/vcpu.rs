@@ -32,6 +32,9 @@ use crate::translate::{Purpose, Stub};
 /// Budgets below this are stepped: they may end inside of any block.
 const STEPPED: u64 = 8;
 
+/// Entries of blocks that check themselves after which the vCPU looks whether they still have to.
+pub(super) const ENTRIES_UNTIL_A_LOOK: i64 = 1 << 20;
+
 /// Bits of RFLAGS that user code can read but not change: the one that is always set, and IF.
 const FIXED: u64 = RFLAGS_ALWAYS_ONE | Flag::IF.mask();
 
@@ -107,6 +110,7 @@ impl Vcpu {
         let block = memory.block_mut();
         block.window = window;
         block.minus_window = window.wrapping_neg();
+        block.calm = ENTRIES_UNTIL_A_LOOK;
         block.components = xstate.components() & !Xstate::PKRU_COMPONENT;
         memory.poll_cell().set_quiet();
         let gate = shared.gates.add(memory.poll_cell());

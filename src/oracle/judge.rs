@@ -1,5 +1,6 @@
 //! [`Judge`]: runs a case on silicon and on every other engine, and says who differs from silicon.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -143,20 +144,37 @@ impl Judge {
             .map(|(engine, cost)| {
                 let engine = engine.as_mut();
                 match timed(cost, || engine.run(case)) {
-                    Ok(outcome) => {
-                        let differences =
-                            differences_at_end(silicon, engine, case, &reference, &outcome);
-                        if may_skip(engine, case, (reference.stop, outcome.stop), &differences) {
-                            return EngineVerdict::Plausible { differences };
-                        }
-                        search(silicon, engine, case, &reference, outcome, differences)
-                    }
+                    Ok(outcome) => verdict(silicon, engine, case, &reference, outcome, may_skip),
                     Err(unsupported) => EngineVerdict::Unsupported(unsupported),
                 }
             })
             .collect();
         Verdict::Judged { silicon: Box::new(reference), engines }
     }
+}
+
+/// What is to be said of an engine's `outcome` next to silicon's. If one of the two ran out of time, both
+/// run again first: on a busy host that happens to a guest that does come to an end.
+fn verdict(
+    silicon: &mut Silicon,
+    engine: &mut dyn Engine,
+    case: &Case,
+    reference: &Outcome,
+    outcome: Outcome,
+    may_skip: MaySkip,
+) -> EngineVerdict {
+    let mut runs = (Cow::Borrowed(reference), outcome);
+    if (runs.0.stop == Stop::TimeLimit) != (runs.1.stop == Stop::TimeLimit)
+        && let (Ok(reference), Ok(outcome)) = (silicon.run(case), engine.run(case))
+    {
+        runs = (Cow::Owned(reference), outcome);
+    }
+    let (reference, outcome) = runs;
+    let differences = differences_at_end(silicon, engine, case, &reference, &outcome);
+    if may_skip(engine, case, (reference.stop, outcome.stop), &differences) {
+        return EngineVerdict::Plausible { differences };
+    }
+    search(silicon, engine, case, &reference, outcome, differences)
 }
 
 /// Whether the search for the culprits of these differences may be left out.

@@ -88,6 +88,9 @@ pub enum Purpose {
     Probe,
     /// A poll: a fault means that the vCPU is asked to leave, before the guest instruction.
     Poll,
+    /// Counts entries of blocks that check themselves: a fault means that there were many. Nothing of the
+    /// block was executed.
+    Calm,
     /// The block's account: a fault means that the budget does not cover the block, of which
     /// nothing was executed.
     Budget,

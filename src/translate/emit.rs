@@ -222,17 +222,27 @@ impl Emitter {
     /// Takes the block's instructions off the budget; faults where that makes it negative. Uses R14.
     /// Gives the place of their number, for [`Self::set_account`].
     pub(super) fn account(&mut self, shape: ProbeShape) -> u32 {
-        let (mut place, unknown) = (0, 0);
-        self.with_purpose(Purpose::Budget, |emitter| {
+        self.count_down(shape, Purpose::Budget, at::BUDGET, 0)
+    }
+
+    /// Counts an entry of a block that checks itself; faults where there were enough. Uses R14.
+    pub(super) fn count_entry(&mut self, shape: ProbeShape) {
+        self.count_down(shape, Purpose::Calm, at::CALM, 1);
+    }
+
+    /// Takes `number` from a slot; faults where that makes it negative. Gives the place of the number.
+    fn count_down(&mut self, shape: ProbeShape, purpose: Purpose, slot: i32, number: i32) -> u32 {
+        let (mut place, change) = (0, -number);
+        self.with_purpose(purpose, |emitter| {
             dynasm!(emitter.ops
                 ; .arch x64
-                ; mov r14, [rsp + at::BUDGET]
-                ; lea r14, [r14 + unknown]
+                ; mov r14, [rsp + slot]
+                ; lea r14, [r14 + change]
             );
             place = emitter.offset() - 4;
             dynasm!(emitter.ops
                 ; .arch x64
-                ; mov [rsp + at::BUDGET], r14
+                ; mov [rsp + slot], r14
                 ; rorx r14, r14, 48
                 ; movzx r14d, r14w
                 ; mov r14d, [rsp + r14 * 8 + shape.base]

@@ -163,6 +163,10 @@ impl Translator {
             work.compare_source(length);
         }
         let account = request.counted.then(|| work.emitter.account(self.probe));
+        // Behind the account, whose instructions a fault gives back.
+        if checked.is_some() {
+            work.emitter.count_entry(self.probe);
+        }
         let mut decoder = Decoder::with_ip(64, request.code, request.pc.0, DecoderOptions::NONE);
         let mut instruction = Instruction::default();
         let mut truncated = false;

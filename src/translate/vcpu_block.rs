@@ -46,6 +46,9 @@ pub struct VcpuBlock {
     pub gs_base: u64,
     /// Instructions that counted code may still execute.
     pub budget: i64,
+    /// How many blocks that check themselves may still be entered until somebody looks whether they have
+    /// to.
+    pub calm: i64,
     /// RFLAGS while the guest is out of the code cache, without TF.
     pub rflags: u64,
     /// Where execution goes on in the code cache.
@@ -133,6 +136,7 @@ pub(crate) mod at {
         FS_BASE = fs_base;
         GS_BASE = gs_base;
         BUDGET = budget;
+        CALM = calm;
         RFLAGS = rflags;
         ENTRY = entry;
         EXIT_ADDRESS = exit_address;

@@ -268,3 +268,69 @@ fn snapshots_of_code() {
     guest.machine.restore(&fourth).unwrap();
     assert_eq!(value(&mut guest), 4);
 }
+
+/// A function whose constant is patched: returns it in EAX.
+const FUNCTION: u64 = CODE + 0x800;
+
+fn patch_and_call(guest: &mut Guest, at: u64, value: u32) {
+    let call = |guest: &mut Guest| {
+        guest.vcpu.set_rip(GuestAddress(at));
+        assert_eq!(guest.vcpu.run(None), Exit::Halt);
+        guest.vcpu.gpr(RAX) as u32
+    };
+    // By the guest's own store, in this window.
+    guest.vcpu.set_gpr(RDI, FUNCTION + 1);
+    guest.vcpu.set_gpr(RCX, u64::from(value));
+    guest.vcpu.set_rip(GuestAddress(CODE));
+    assert_eq!(guest.vcpu.run(None), Exit::Halt);
+    assert_eq!(call(guest), value);
+}
+
+fn patching_guest() -> Guest {
+    let guest = guest(|a| {
+        a.mov(dword_ptr(rdi), ecx).unwrap();
+        a.hlt().unwrap();
+    });
+    let function = assemble(FUNCTION, |a| {
+        a.mov(eax, 0).unwrap();
+        a.hlt().unwrap();
+    });
+    guest.machine.write(GuestAddress(FUNCTION), &function).unwrap();
+    guest
+}
+
+#[test]
+fn code_that_is_patched_often_is_seen_above_the_window_too() {
+    let mut guest = patching_guest();
+    let high = 1 << 41;
+    guest.machine.alias(range(CODE, 2), GuestAddress(high)).unwrap();
+    for value in 1..100 {
+        let at = if value % 3 == 0 { FUNCTION } else { high + FUNCTION - CODE };
+        patch_and_call(&mut guest, at, value);
+    }
+    assert_eq!(guest.machine.figures().checked_pages, 1);
+}
+
+#[test]
+fn a_page_that_is_patched_often_and_then_no_more_is_watched_again() {
+    let mut guest = patching_guest();
+    for round in 0..3 {
+        for value in 1..40 {
+            patch_and_call(&mut guest, FUNCTION, 1000 * round + value);
+        }
+        assert_eq!(guest.machine.figures().checked_pages, 1, "round {round}");
+        // A loop in the same page, which is not changed meanwhile.
+        let again = assemble(CODE + 0x100, |a| {
+            let mut again = a.create_label();
+            a.set_label(&mut again).unwrap();
+            a.dec(ecx).unwrap();
+            a.jnz(again).unwrap();
+            a.hlt().unwrap();
+        });
+        guest.machine.write(GuestAddress(CODE + 0x100), &again).unwrap();
+        guest.vcpu.set_rip(GuestAddress(CODE + 0x100));
+        guest.vcpu.set_gpr(RCX, 20_000_000);
+        assert_eq!(guest.vcpu.run(None), Exit::Halt);
+        assert_eq!(guest.machine.figures().checked_pages, 0, "round {round}");
+    }
+}

@@ -221,7 +221,7 @@ fn kicks_at_any_rate() {
                 }
             });
         }
-        for _ in 0..20_000 {
+        for _ in 0..3000 {
             assert_eq!(spinning.vcpu.run(None), Exit::Requested);
         }
         over.store(true, Ordering::SeqCst);
