@@ -49,6 +49,12 @@ impl CodePages {
         self.watched.contains(&page) || self.is_checked(page)
     }
 
+    /// Whether a write to the page's code was seen. Such a page is a region of its own, so that the next
+    /// one costs no other.
+    pub(super) fn was_written(&self, page: PageId) -> bool {
+        !self.written.is_empty() && self.written.contains_key(&page)
+    }
+
     /// Notes that the host watches a page …
     pub(super) fn watch(&mut self, page: PageId) {
         self.watched.insert(page);

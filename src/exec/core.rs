@@ -237,13 +237,19 @@ impl Core {
     }
 
     /// The pages of a new region around `pc`: all of a mapping that cannot be written there, as far as
-    /// none has a region; else one page.
+    /// none has a region or was written all the same; else one page.
     fn new_span(&self, pc: GuestAddress) -> Option<(GuestAddress, GuestAddress)> {
         let mapping = self.memory.find(pc)?;
         let own = pc.0 / PAGE_SIZE;
         let (mut first, mut last) = (own, own);
-        if !mapping.permissions.write() {
-            let free = |page: u64| self.cache.region_of(GuestAddress(page * PAGE_SIZE)).is_none();
+        let written = |address: GuestAddress| {
+            self.memory.page_at(address).is_some_and(|page| self.pages.was_written(page))
+        };
+        if !mapping.permissions.write() && !written(pc) {
+            let free = |page: u64| {
+                let address = GuestAddress(page * PAGE_SIZE);
+                self.cache.region_of(address).is_none() && !written(address)
+            };
             let lowest =
                 (mapping.range.start().0 / PAGE_SIZE).max(own.saturating_sub(MOST_PAGES / 2));
             let highest = (mapping.range.last().0 / PAGE_SIZE).min(own + MOST_PAGES / 2);

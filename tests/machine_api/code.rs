@@ -334,3 +334,45 @@ fn a_page_that_is_patched_often_and_then_no_more_is_watched_again() {
         assert_eq!(guest.machine.figures().checked_pages, 0, "round {round}");
     }
 }
+
+/// Pages of one mapping make one region, until one of them is written.
+#[test]
+fn a_written_page_gets_a_region_of_its_own() {
+    let far = 0x80_0000;
+    let guest = guest(|a| a.hlt().unwrap());
+    let machine = &guest.machine;
+    machine.map(range(far, 4), Permissions::ReadExecute).unwrap();
+    let value = |page: u64, value: u32| {
+        let at = far + page * 0x1000;
+        let code = assemble(at, |a| {
+            a.mov(eax, value).unwrap();
+            a.hlt().unwrap();
+        });
+        machine.write(GuestAddress(at), &code).unwrap();
+    };
+    let mut vcpu = machine.vcpu().unwrap();
+    let mut run = |page: u64| {
+        vcpu.set_rip(GuestAddress(far + page * 0x1000));
+        assert_eq!(vcpu.run(None), Exit::Halt);
+        vcpu.gpr(RAX)
+    };
+    (0..4).for_each(|page| value(page, 10 + page as u32));
+    (0..4).for_each(|page| assert_eq!(run(page), 10 + page));
+    // Blocks made anew, or taken over: of all pages at first …
+    let made = || {
+        let figures = machine.figures();
+        (figures.translations, figures.blocks_adopted, figures.regions_retired)
+    };
+    let before = made();
+    value(1, 21);
+    (0..4).for_each(|page| assert_eq!(run(page), if page == 1 { 21 } else { 10 + page }));
+    let after = made();
+    assert_eq!(after.2 - before.2, 1);
+    assert_eq!((after.0 - before.0) + (after.1 - before.1), 4);
+    // … then of this one alone.
+    let before = made();
+    value(1, 31);
+    (0..4).for_each(|page| assert_eq!(run(page), if page == 1 { 31 } else { 10 + page }));
+    let after = made();
+    assert_eq!((after.0 - before.0, after.1 - before.1, after.2 - before.2), (1, 0, 1));
+}
