@@ -15,7 +15,7 @@ const fn word(start: usize, written: bool) -> Field {
     Field { start, bytes: 8, written }
 }
 
-const FIELDS: [Field; 10] = [
+const FIELDS: [Field; 11] = [
     Field { start: offset_of!(VcpuBlock, gpr) + 14 * 8, bytes: 16, written: true },
     Field { start: offset_of!(VcpuBlock, spill), bytes: 4 * 8, written: true },
     word(offset_of!(VcpuBlock, target), true),
@@ -25,6 +25,7 @@ const FIELDS: [Field; 10] = [
     word(offset_of!(VcpuBlock, fs_base), false),
     word(offset_of!(VcpuBlock, gs_base), false),
     word(offset_of!(VcpuBlock, budget), true),
+    word(offset_of!(VcpuBlock, calm), true),
     Field { start: offset_of!(VcpuBlock, slot), bytes: SLOT_BYTES, written: true },
 ];
 
