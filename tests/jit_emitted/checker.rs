@@ -343,6 +343,9 @@ impl Checker<'_> {
     fn host_values(&mut self, index: usize, instruction: &Instruction) {
         let relocates = is_relocation(instruction);
         let string = self.is_relocated_string(index);
+        if is_repeated(instruction) && !self.is_behind_a_poll(index) {
+            self.complain(instruction, "repeats without a poll right before it");
+        }
         let polls =
             instruction.code() == Code::Mov_r32_rm32 && instruction.memory_base() == Register::R14;
         let used = self.information.info(instruction).used_registers().to_vec();
@@ -371,10 +374,22 @@ impl Checker<'_> {
         })
     }
 
-    /// Whether this is a string instruction between moving RDI and moving it back.
+    fn is_behind_a_poll(&self, index: usize) -> bool {
+        let Some(first) = index.checked_sub(2) else { return false };
+        let [load, poll] = [self.code[first], self.code[first + 1]];
+        self.loaded_slot(&load) == Some(fields::POLL)
+            && load.op0_register() == Register::R14
+            && poll.code() == Code::Mov_r32_rm32
+            && poll.op0_register() == Register::R14D
+            && poll.memory_base() == Register::R14
+    }
+
+    /// Whether this is a string instruction between moving RDI and moving it back; a repeated one has a
+    /// poll before it.
     pub(crate) fn is_relocated_string(&self, index: usize) -> bool {
         let code = |at: usize| self.code.get(at).copied().unwrap_or_default();
-        let Some(first) = index.checked_sub(2) else { return false };
+        let before = if is_repeated(&code(index)) { 4 } else { 2 };
+        let Some(first) = index.checked_sub(before) else { return false };
         let load = |at, slot| {
             self.loaded_slot(&code(at)) == Some(slot) && code(at).op0_register() == Register::R14
         };
@@ -398,6 +413,11 @@ pub(crate) fn is_plain_slot(instruction: &Instruction) -> bool {
         && instruction.memory_base() == Register::RSP
         && instruction.memory_index() == Register::None
         && !matches!(instruction.memory_segment(), Register::FS | Register::GS)
+}
+
+fn is_repeated(instruction: &Instruction) -> bool {
+    instruction.is_string_instruction()
+        && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
 }
 
 /// `lea rdi, [rdi + r14]`
