@@ -128,6 +128,7 @@ fn join(first: Summary, second: Summary) -> Summary {
         kinds: sum(first.kinds, second.kinds),
         stops: sum(first.stops, second.stops),
         clusters: join_clusters(first.clusters, second.clusters),
+        forms_not_run: &first.forms_not_run & &second.forms_not_run,
         form_counts,
     }
 }

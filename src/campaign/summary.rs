@@ -90,6 +90,9 @@ pub struct Summary {
     pub clusters: Vec<ClusterRecord>,
     /// The forms run to completion and how often.
     pub form_counts: BTreeMap<String, u64>,
+    /// The forms in reach that were not.
+    #[serde(default)]
+    pub forms_not_run: BTreeSet<String>,
 }
 
 impl ClusterRecord {
@@ -124,6 +127,8 @@ impl Summary {
         }
         let in_reach: BTreeSet<String> =
             generator.forms().iter().map(ToString::to_string).collect();
+        let was_run = |form: &String| form_counts.contains_key(form);
+        let forms_not_run = in_reach.iter().filter(|form| !was_run(form)).cloned().collect();
         let clusters: Vec<ClusterRecord> = clusters.into_iter().map(record).collect();
         let raw = tally.kinds.get(&crate::generate::ProgramKind::Raw).copied().unwrap_or(0);
         Self {
@@ -152,6 +157,7 @@ impl Summary {
             stops: tally.stops.by_kind(),
             clusters,
             form_counts,
+            forms_not_run,
         }
     }
 
