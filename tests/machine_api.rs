@@ -2,6 +2,8 @@
 //! coherent code, signals of the host process, and that everything is freed.
 #![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
+#[path = "machine_api/blocks.rs"]
+mod blocks;
 #[path = "machine_api/code.rs"]
 mod code;
 #[path = "machine_api/control.rs"]

@@ -321,15 +321,18 @@ impl CodeCache {
     }
 
     /// Makes a block one that no lookup finds and no jump passes: one store to its tag, one to its entry.
-    pub(crate) fn invalidate(&mut self, key: Key) {
+    /// Whether there was one.
+    pub(crate) fn invalidate(&mut self, key: Key) -> bool {
         let region = self.region_of(key.pc).and_then(|id| self.regions.get(&id));
         let guard = self.changer.pin();
         let address = region.and_then(|region| region.live.index.invalidate(key.tagged(), &guard));
-        if let Some(offset) = address.and_then(|address| self.arena.offset(address)) {
-            let stub = self.stubs[Stub::Changed as usize] as usize;
-            self.arena.patch_entry(offset, transfer(CALL, offset, stub));
-            self.figures.blocks_invalidated += 1;
-        }
+        let Some(offset) = address.and_then(|address| self.arena.offset(address)) else {
+            return false;
+        };
+        let stub = self.stubs[Stub::Changed as usize] as usize;
+        self.arena.patch_entry(offset, transfer(CALL, offset, stub));
+        self.figures.blocks_invalidated += 1;
+        true
     }
 
     /// Retires every region that has to do with a guest page; whether there was one.

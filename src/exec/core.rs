@@ -458,6 +458,13 @@ impl Core {
         }
     }
 
+    /// Drops the blocks that start at `address`, for runs with and without a budget; whether there were
+    /// any. A vCPU that is in one goes on until its end.
+    pub(super) fn invalidate_block(&mut self, address: GuestAddress) -> bool {
+        let keys = [false, true].map(|counted| Key { pc: address, counted });
+        keys.map(|key| self.cache.invalidate(key)).contains(&true)
+    }
+
     /// Forgets which pages were written often.
     pub(super) fn forget_writes(&mut self) {
         self.pages.forget_writes();

@@ -9,7 +9,9 @@ use super::shared::Shared;
 use super::vcpu::{End, Fault, Handled, Vcpu, lost};
 use crate::code::{Key, Pinned};
 use crate::guest::GuestAddress;
-use crate::translate::{Exit, Leave, Purpose, Recovery, Stub, VcpuBlock, X87Opcode, is_canonical};
+use crate::translate::{
+    ENTRY, Exit, Leave, Purpose, Recovery, Stub, VcpuBlock, X87Opcode, is_canonical,
+};
 
 impl Vcpu {
     /// Interprets a call of a stub.
@@ -36,8 +38,10 @@ impl Vcpu {
             }
             Leave::Changed => {
                 let key = located.block.key;
-                // A chained jump may lead to a block that was translated anew long ago.
-                if core.cache.find(key) == Some(host) {
+                // At its entry it was invalidated already, and may be valid again by now. A jump may
+                // have led to one that compares its bytes and was translated anew long ago.
+                let compared = exit.offset as usize != ENTRY.len();
+                if compared && core.cache.find(key) == Some(host) {
                     core.forget_block(key);
                 }
                 self.pc = pc;

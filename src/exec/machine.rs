@@ -19,8 +19,9 @@ use crate::memory::{AccessError, AddressSpace, Backing, MapError, Mapping, Resto
 /// clone; all clones are the same machine.
 ///
 /// All of it can be called from any thread while vCPUs run in others. When a call returns, no vCPU
-/// runs code that it has made invalid, and none will; [`Self::invalidate_soon`] alone does not wait.
-/// Called by a memory hook or a device of the machine itself they panic.
+/// runs code that it has made invalid, and none will; only [`Self::invalidate_soon`] and
+/// [`Self::invalidate_block_soon`] do not wait. Called by a memory hook or a device of the machine
+/// itself they panic.
 #[derive(Clone, Debug)]
 pub struct Machine {
     shared: Arc<Shared>,
@@ -261,6 +262,26 @@ impl Machine {
     /// The same, but does not wait: a vCPU that runs such code now leaves it at its next poll.
     pub fn invalidate_soon(&self, range: GuestRange) {
         self.shared.change_soon(|core| core.retire_range(range));
+    }
+
+    /// Drops the translation of the block that starts at `address`, and nothing else: its region stays,
+    /// and so do the blocks that jump to it, however many; they meet its patched entry. Whether there
+    /// was one. For a change that is known to concern this block alone and that the machine cannot
+    /// see, as of bytes that another process writes: the block is compared with memory when control
+    /// arrives there, and translated anew if it differs. When this returns, no vCPU runs the old one.
+    pub fn invalidate_block(&self, address: GuestAddress) -> bool {
+        self.shared.change(|core| {
+            let any = core.invalidate_block(address);
+            // Even if there was none: one that `invalidate_block_soon` has dropped may still run.
+            core.gates.invalidated();
+            any
+        })
+    }
+
+    /// The same, but asks no vCPU to come out: one that runs the block now goes on until its end. Costs
+    /// the same for any number of blocks, jumps and vCPUs.
+    pub fn invalidate_block_soon(&self, address: GuestAddress) -> bool {
+        self.shared.change_soon(|core| core.invalidate_block(address))
     }
 
     /// Sets what guests read by CPUID.
