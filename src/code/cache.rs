@@ -217,7 +217,9 @@ impl CodeCache {
             self.arena.patch_entry(from, transfer(JUMP, from, offset));
         }
         let (address, guard) = (self.arena.address(offset), self.changer.pin());
-        region.live.index.insert(key.tagged(), address, &guard);
+        if !region.live.index.revive(key.tagged(), address, &guard) {
+            region.live.index.insert(key.tagged(), address, &guard);
+        }
         if !region.pages.contains(&page(key.pc)) {
             region.pages.push(page(key.pc));
             self.lookups.0.insert(page(key.pc), Arc::clone(&region.live), &guard);
@@ -323,16 +325,24 @@ impl CodeCache {
     /// Makes a block one that no lookup finds and no jump passes: one store to its tag, one to its entry.
     /// Whether there was one.
     pub(crate) fn invalidate(&mut self, key: Key) -> bool {
-        let region = self.region_of(key.pc).and_then(|id| self.regions.get(&id));
-        let guard = self.changer.pin();
-        let address = region.and_then(|region| region.live.index.invalidate(key.tagged(), &guard));
-        let Some(offset) = address.and_then(|address| self.arena.offset(address)) else {
-            return false;
-        };
-        let stub = self.stubs[Stub::Changed as usize] as usize;
-        self.arena.patch_entry(offset, transfer(CALL, offset, stub));
-        self.figures.blocks_invalidated += 1;
-        true
+        self.invalidate_at(key.pc, &[key.counted])
+    }
+
+    /// The same for those at an address that count or do not, as `counted` says.
+    pub(crate) fn invalidate_at(&mut self, pc: GuestAddress, counted: &[bool]) -> bool {
+        let region = self.region_of(pc).and_then(|id| self.regions.get(&id));
+        let Some(region) = region else { return false };
+        let (guard, before) = (self.changer.pin(), self.figures.blocks_invalidated);
+        for counted in counted {
+            let key = Key { pc, counted: *counted };
+            let address = region.live.index.invalidate(key.tagged(), &guard);
+            if let Some(offset) = address.and_then(|address| self.arena.offset(address)) {
+                let stub = self.stubs[Stub::Changed as usize] as usize;
+                self.arena.patch_entry(offset, transfer(CALL, offset, stub));
+                self.figures.blocks_invalidated += 1;
+            }
+        }
+        self.figures.blocks_invalidated != before
     }
 
     /// Retires every region that has to do with a guest page; whether there was one.

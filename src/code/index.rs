@@ -157,3 +157,26 @@ impl<V: Send + Sync + 'static> Drop for Index<V> {
         }
     }
 }
+
+impl<V: Copy + PartialEq + Send + Sync + 'static> Index<V> {
+    /// Makes `value` the block with this key, which has none, in the entry that it had when it was
+    /// invalidated; whether that is there still. So a block that goes and comes back leaves nothing
+    /// behind that lookups have to pass. One thread at a time.
+    pub(crate) fn revive(&self, key: Tagged, value: V, guard: &Guard) -> bool {
+        // SAFETY: as in `entry`.
+        let places = unsafe { self.places.load(Ordering::Relaxed, guard).deref() };
+        for place in places.from(key.pc) {
+            // SAFETY: as in `entry`.
+            let Some(entry) = (unsafe { place.load(Ordering::Relaxed, guard).as_ref() }) else {
+                return false;
+            };
+            let dead = entry.tag.load(Ordering::Relaxed) == IMPOSSIBLE;
+            if dead && entry.pc == key.pc && entry.value == value {
+                // Pairs with the load of `entry`: what was done to the block is seen by who finds it.
+                entry.tag.store(key.tag, Ordering::Release);
+                return true;
+            }
+        }
+        false
+    }
+}

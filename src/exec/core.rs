@@ -351,6 +351,12 @@ impl Core {
         }
     }
 
+    /// Drops the blocks that start at `address`, for runs with and without a budget; whether there were
+    /// any. A vCPU that is in one goes on until its end.
+    pub(super) fn invalidate_block(&mut self, address: GuestAddress) -> bool {
+        self.cache.invalidate_at(address, &[false, true])
+    }
+
     /// Retires the code of addresses whose breakpoints or hooks have changed, of which each vCPU is to
     /// know.
     fn rules_changed(&mut self, span: Span) {
@@ -456,13 +462,6 @@ impl Core {
         for page in self.pages_of(key.pc, MOST_SOURCE as u64) {
             self.pages.note_change(page);
         }
-    }
-
-    /// Drops the blocks that start at `address`, for runs with and without a budget; whether there were
-    /// any. A vCPU that is in one goes on until its end.
-    pub(super) fn invalidate_block(&mut self, address: GuestAddress) -> bool {
-        let keys = [false, true].map(|counted| Key { pc: address, counted });
-        keys.map(|key| self.cache.invalidate(key)).contains(&true)
     }
 
     /// Forgets which pages were written often.

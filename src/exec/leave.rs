@@ -9,9 +9,7 @@ use super::shared::Shared;
 use super::vcpu::{End, Fault, Handled, Vcpu, lost};
 use crate::code::{Key, Pinned};
 use crate::guest::GuestAddress;
-use crate::translate::{
-    ENTRY, Exit, Leave, Purpose, Recovery, Stub, VcpuBlock, X87Opcode, is_canonical,
-};
+use crate::translate::{ENTRY, Exit, Leave, Purpose, Recovery, Stub, X87Opcode, is_canonical};
 
 impl Vcpu {
     /// Interprets a call of a stub.
@@ -156,28 +154,30 @@ impl Vcpu {
     fn fill_target(&mut self, target: u64, host: u64) {
         let index = target as u16;
         let block = self.memory.block_mut();
-        block.jump_tags[usize::from(index)] = target.wrapping_neg();
+        let tag = &mut block.jump_tags[usize::from(index)];
+        // An entry is noted once, or targets that take each other's would be noted for ever. Fresh
+        // ones are zero, but for the first.
+        if *tag == no_target(index) || *tag == 0 && index != 0 {
+            self.filled.push(index);
+        }
+        *tag = target.wrapping_neg();
         block.jump_hosts[usize::from(index)] = host;
-        self.filled.push(index);
     }
 
     pub(super) fn drop_target(&mut self, target: u64) {
         let index = target as u16;
-        clear_entry(self.memory.block_mut(), index);
-        // Or a target that is dropped each time would be noted each time.
-        if self.filled.last() == Some(&index) {
-            self.filled.pop();
-        }
+        // It stays noted.
+        self.memory.block_mut().jump_tags[usize::from(index)] = dropped_target(index);
     }
 
     /// Empties the jump cache.
     pub(super) fn reset_jump_cache(&mut self) {
-        let block = self.memory.block_mut();
+        let tags = &mut self.memory.block_mut().jump_tags;
         for index in self.filled.drain(..) {
-            clear_entry(block, index);
+            tags[usize::from(index)] = no_target(index);
         }
         // The zeroed entry for addresses whose low bits are zero would match address 0.
-        clear_entry(block, 0);
+        tags[0] = no_target(0);
     }
 
     /// The x87 unit notes the address of its last instruction, which is the host's: makes it the
@@ -274,8 +274,13 @@ impl Vcpu {
     }
 }
 
-fn clear_entry(block: &mut VcpuBlock, index: u16) {
-    let entry = &mut block.jump_tags[usize::from(index)];
-    // No address has this tag and this index: the negative of the tag has other low bits.
-    *entry = (u64::from(index) ^ 1).wrapping_neg();
+/// The tag of an entry of the jump cache that has no target: no address has this tag and this index,
+/// since the negative of the tag has other low bits.
+fn no_target(index: u16) -> u64 {
+    (u64::from(index) ^ 1).wrapping_neg()
+}
+
+/// The same for one that is noted to be cleared.
+fn dropped_target(index: u16) -> u64 {
+    (u64::from(index) ^ 2).wrapping_neg()
 }

@@ -149,3 +149,29 @@ fn a_block_translated_anew_is_found() {
         assert_eq!(index.find(key(1), &pin()), Some(11));
     });
 }
+
+/// I9: a block that was invalidated and comes back is found again, in the entry that it had.
+/// Threads: a reader; a writer.
+/// Mutants: index-revive-stores-nothing.
+#[test]
+fn a_block_that_comes_back_is_found() {
+    explore(2, || {
+        let index = Arc::new(Index::new(4));
+        index.insert(key(1), 10_usize, &pin());
+        let reader = spawn({
+            let index = Arc::clone(&index);
+            move || {
+                let found = index.find(key(1), &pin());
+                assert!(found.is_none_or(|block| block == 10), "{found:?}");
+            }
+        });
+        let guard = pin();
+        index.invalidate(key(1), &guard);
+        assert!(!index.revive(key(1), 11, &guard), "it never had this block");
+        assert!(index.revive(key(1), 10, &guard), "its entry is there");
+        assert!(!index.revive(key(1), 10, &guard), "it is not dead any more");
+        drop(guard);
+        reader.join().expect("reads");
+        assert_eq!(index.find(key(1), &pin()), Some(10));
+    });
+}
