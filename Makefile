@@ -7,7 +7,7 @@ SEED ?= 1
 OUT ?= campaign
 SECONDS_MODEL ?= 600
 
-.PHONY: help deps build campaign test check loom loom-deep fuzz-smoke clean
+.PHONY: help deps build campaign test check loom loom-deep fuzz-smoke regions-record plots clean
 
 help:
 	@echo "make campaign    build, then compare the JIT and Unicorn with this processor for $(SECONDS_CAMPAIGN) s"
@@ -16,6 +16,8 @@ help:
 	@echo "make loom        models of the code cache's protocols, and the faults seeded in them"
 	@echo "make loom-deep   the models with no bound on preemptions, for $(SECONDS_MODEL) s each at most"
 	@echo "make fuzz-smoke  each cargo-fuzz target for 60 s (needs a nightly toolchain)"
+	@echo "make regions-record  what translation regions cost on this machine, into benches/record"
+	@echo "make plots       draws that, for docs/decisions/0005-translation-regions.md"
 	@echo "make deps        install what the build needs beside Rust: cmake, a C compiler, libclang"
 
 deps:
@@ -46,6 +48,12 @@ loom-deep: deps
 
 fuzz-smoke: deps
 	@sh tests/fuzz-smoke.sh
+
+regions-record: deps
+	$(CARGO) bench --profile release --bench regions
+
+plots:
+	$(CARGO) run --quiet --release --no-default-features --example plots
 
 clean:
 	$(CARGO) clean
