@@ -52,8 +52,8 @@ fuzz-smoke: deps
 regions-record: deps
 	$(CARGO) bench --profile release --bench regions
 
-plots:
-	$(CARGO) run --quiet --release --no-default-features --example plots
+plots: deps
+	$(CARGO) run --quiet --release --example plots
 
 clean:
 	$(CARGO) clean

@@ -41,6 +41,7 @@ struct Plot {
     title: &'static str,
     axes: [Axis; 2],
     lines: Vec<Line>,
+    legend: SeriesLabelPosition,
 }
 
 fn main() -> Result<(), Failure> {
@@ -123,6 +124,7 @@ fn jumps(record: &Value) -> Result<Plot, Failure> {
         title: "One invalidation, by chained jumps that lead to what is invalidated",
         axes: [powers("jumps", 0, 3), powers("nanoseconds", 1, 6)],
         lines: times(rows(record, "invalidation")?, "jumps")?,
+        legend: SeriesLabelPosition::UpperLeft,
     })
 }
 
@@ -130,8 +132,9 @@ fn vcpus(record: &Value) -> Result<Plot, Failure> {
     Ok(Plot {
         file: "vcpus.svg",
         title: "One invalidation (100 jumps), by vCPUs that spin elsewhere",
-        axes: [plain("vCPUs", 0.0, 8.0, 9), powers("nanoseconds", 1, 8)],
+        axes: [plain("vCPUs", 0.0, 8.0, 9), powers("nanoseconds", 1, 9)],
         lines: times(rows(record, "vcpus")?, "running")?,
+        legend: SeriesLabelPosition::MiddleRight,
     })
 }
 
@@ -142,6 +145,7 @@ fn held(record: &Value) -> Result<Plot, Failure> {
         title: "Code memory held by regions / bytes of their code",
         axes: [plain("regions made", 0.0, 3000.0, 7), plain("ratio", 1.0, 3.0, 5)],
         lines: lives(record, share, |_| true)?,
+        legend: SeriesLabelPosition::UpperRight,
     })
 }
 
@@ -150,8 +154,9 @@ fn largest(record: &Value) -> Result<Plot, Failure> {
     Ok(Plot {
         file: "largest.svg",
         title: "The biggest region that there is room for / free code memory",
-        axes: [plain("regions made", 0.0, 3000.0, 7), plain("ratio", 0.0, 1.05, 6)],
+        axes: [plain("regions made", 0.0, 3000.0, 7), plain("ratio", 0.0, 1.4, 8)],
         lines: lives(record, share, |way| way["arena"].is_u64())?,
+        legend: SeriesLabelPosition::UpperRight,
     })
 }
 
@@ -163,8 +168,7 @@ impl Axis {
     fn label(&self, place: f64) -> String {
         match self.powers {
             true => format!("{}", 10_f64.powf(place).round()),
-            false if self.to > 20.0 => format!("{place:.0}"),
-            false if self.to == self.to.floor() => format!("{place:.0}"),
+            false if self.to > 5.0 => format!("{place:.0}"),
             false => format!("{place:.1}"),
         }
     }
@@ -204,7 +208,7 @@ fn draw(plot: &Plot, folder: &Path) -> Result<(), Failure> {
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(plot.legend.clone())
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.3))
         .draw()?;

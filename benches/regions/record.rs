@@ -22,6 +22,7 @@ impl Record {
         all.insert("date".into(), json!(date));
         all.insert("processor".into(), json!(processor()));
         all.insert("cores".into(), json!(cores));
+        all.insert("load".into(), json!(load()));
         all.insert("unicorn".into(), json!(cfg!(feature = "unicorn")));
         Self { all, date }
     }
@@ -82,6 +83,12 @@ fn processor() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = info.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
     line.split(':').nth(1).unwrap_or("unknown").trim().to_owned()
+}
+
+/// What else runs: the average of the last minute, at the start.
+fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(f64::NAN)
 }
 
 /// The date in UTC, from days by Howard Hinnant's `civil_from_days`.
