@@ -231,6 +231,7 @@ fn a_campaign_catches_a_sabotaged_engine_and_writes_its_case() {
         cases: Some(3000),
         workers: 2,
         out: Some(folder.path().to_owned()),
+        stop_at_first: false,
     };
     let component = sabotaged::Component::Flag(Flag::CF);
     let make = || {
@@ -251,6 +252,30 @@ fn a_campaign_catches_a_sabotaged_engine_and_writes_its_case() {
 }
 
 #[test]
+fn a_campaign_can_end_with_its_first_difference() {
+    let plan = Plan {
+        engines: vec!["sabotaged".to_owned()],
+        seed: 11,
+        shard: (1, 1),
+        time: None,
+        cases: Some(30_000),
+        workers: 1,
+        out: None,
+        stop_at_first: true,
+    };
+    let component = sabotaged::Component::Flag(Flag::CF);
+    let make = || {
+        let engine = sabotaged(When::Contains(Mnemonic::Bswap), component);
+        Ok(Judge::new(Silicon::new()?, vec![engine]))
+    };
+    let summary = campaign::run(&plan, &make, &Progress::default()).unwrap();
+    let first = summary.clusters.first().expect("it is found");
+    assert_eq!(summary.cases, first.first_case + 1);
+    assert!(first.first_seconds > 0.0 && first.first_seconds < summary.seconds);
+    assert_eq!(first.instructions, 1);
+}
+
+#[test]
 fn the_same_seed_makes_the_same_campaign() {
     let run = |workers, shard| {
         let plan = Plan {
@@ -261,6 +286,7 @@ fn the_same_seed_makes_the_same_campaign() {
             cases: Some(600),
             workers,
             out: None,
+            stop_at_first: false,
         };
         let make = || {
             let second: Box<dyn Engine> = Box::new(Silicon::named("silicon#2")?);

@@ -1,8 +1,9 @@
 //! What a campaign has found: one [`Cluster`] for each distinct difference, with its smallest case.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 
@@ -16,8 +17,12 @@ use crate::oracle::judge::{ClusterKey, EngineVerdict, Finding, judge_outcome};
 use crate::oracle::localise::{Culprit, Divergence, differences_of};
 use crate::oracle::minimise::minimise;
 
-/// How often a minimisation may ask.
+/// How often a minimisation may ask, …
 const MINIMISE_BUDGET: usize = 600;
+/// … and how long it may take: an engine that hangs is slow to answer.
+const MINIMISE_TIME: Duration = Duration::from_secs(20);
+/// Instructions of a smallest case that are looked at.
+const MOST_STEPS: u64 = 4096;
 
 /// One distinct difference.
 #[derive(Clone, Debug)]
@@ -26,21 +31,31 @@ pub struct Cluster {
     pub count: u64,
     /// Number of the first case that showed it.
     pub first_case: u64,
+    /// When it was first seen, from the campaign's start on.
+    pub first_seen: Duration,
     /// Names of the rows that explain it, if all of what was seen is explained.
     pub accepted: Option<Vec<&'static str>>,
     /// Hash of its smallest case, which is the name of its file.
     pub hash: String,
     /// That case.
     pub case: Case,
+    /// How many different instructions it executes on silicon, `nop` and `hlt` left out.
+    pub instructions: usize,
 }
 
 /// All clusters of a campaign, shared by its workers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Findings {
+    start: Instant,
     clusters: Mutex<BTreeMap<(ClusterKey, bool), Option<Cluster>>>,
 }
 
 impl Findings {
+    /// None yet, in a campaign that began at `start`.
+    pub(super) fn new(start: Instant) -> Self {
+        Self { start, clusters: Mutex::default() }
+    }
+
     /// Notes a finding. The first of its cluster is minimised with `(judge, engine)` and written.
     /// What is explained and what is not are different clusters, so that a known difference never
     /// hides an unknown one.
@@ -64,14 +79,24 @@ impl Findings {
                 None => drop(clusters.insert(key.clone(), None)),
             }
         }
+        let first_seen = self.start.elapsed();
         let (silicon, engine) = engines;
         let case = minimise_finding(silicon, engine, &finding);
+        let instructions = executed(silicon, &case);
         let hash = case.content_hash();
         if let Some(out) = &plan.out {
             write_finding(out, &hash, &case, silicon, engine, &finding)?;
         }
         let accepted = finding.row_names();
-        let cluster = Cluster { count: 1, first_case: number, accepted, hash, case };
+        let cluster = Cluster {
+            count: 1,
+            first_case: number,
+            first_seen,
+            accepted,
+            hash,
+            case,
+            instructions,
+        };
         let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
         clusters.insert(key, Some(cluster));
         Ok(())
@@ -107,7 +132,20 @@ pub fn minimise_finding(silicon: &mut Silicon, engine: &mut dyn Engine, finding:
         // It does not show twice: as found is all there is.
         return case.clone();
     }
-    minimise(case, MINIMISE_BUDGET, &mut holds).case
+    let start = Instant::now();
+    minimise(case, MINIMISE_BUDGET, &mut |case| start.elapsed() < MINIMISE_TIME && holds(case)).case
+}
+
+/// How many different instructions `case` executes, `nop` and `hlt` left out.
+fn executed(silicon: &mut Silicon, case: &Case) -> usize {
+    let mut places = HashSet::new();
+    let stepped = silicon.step_through(case, MOST_STEPS, |instruction, _| {
+        if !matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Hlt) {
+            places.insert(instruction.ip());
+        }
+    });
+    // What silicon cannot step through, it executes all the same.
+    stepped.map_or(1, |()| places.len().max(1))
 }
 
 /// Whether `case`, which executes one instruction, shows `finding`: no search for a culprit is needed.

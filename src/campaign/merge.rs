@@ -153,6 +153,7 @@ fn join_clusters(mut left: Vec<ClusterRecord>, right: Vec<ClusterRecord>) -> Vec
             Some(other) => {
                 other.count += cluster.count;
                 other.first_case = other.first_case.min(cluster.first_case);
+                other.first_seconds = other.first_seconds.min(cluster.first_seconds);
             }
             None => left.push(cluster),
         }

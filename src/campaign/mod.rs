@@ -42,6 +42,8 @@ pub struct Plan {
     pub workers: usize,
     /// Where findings go.
     pub out: Option<PathBuf>,
+    /// It ends with the first difference that is not a known one.
+    pub stop_at_first: bool,
 }
 
 /// Makes a judge with its engines; called once in each worker.
@@ -99,7 +101,7 @@ pub fn run(plan: &Plan, make_judge: MakeJudge<'_>, progress: &Progress) -> io::R
         plan,
         generator: Generator::new(&HostFeatures::detect()),
         progress,
-        findings: Findings::default(),
+        findings: Findings::new(start),
         tally: std::sync::Mutex::default(),
         next_case: AtomicU64::new(0),
         deadline: plan.time.and_then(|time| start.checked_add(time)),

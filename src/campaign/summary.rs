@@ -18,7 +18,7 @@ use crate::oracle::judge::ClusterKey;
 pub(super) const FILE: &str = "summary.json";
 
 /// One distinct difference, as it is kept.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClusterRecord {
     /// Who differs from silicon.
     pub engine: String,
@@ -36,6 +36,12 @@ pub struct ClusterRecord {
     pub case: String,
     /// Number of the first case of the seed that showed it.
     pub first_case: u64,
+    /// Seconds from the campaign's start until it was first seen.
+    #[serde(default)]
+    pub first_seconds: f64,
+    /// How many different instructions its case executes, `nop` and `hlt` left out.
+    #[serde(default)]
+    pub instructions: u64,
 }
 
 /// Figures of a campaign.
@@ -260,6 +266,8 @@ fn record((key, cluster): (ClusterKey, Cluster)) -> ClusterRecord {
         accepted: cluster.accepted.map(|rows| rows.into_iter().map(str::to_owned).collect()),
         case: cluster.hash,
         first_case: cluster.first_case,
+        first_seconds: cluster.first_seen.as_secs_f64(),
+        instructions: cluster.instructions as u64,
     }
 }
 

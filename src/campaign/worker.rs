@@ -97,6 +97,9 @@ impl<'a> Worker<'a> {
             EngineVerdict::Differs { findings, .. } => {
                 self.tally.only_undefined += u64::from(findings.is_empty());
                 for finding in findings {
+                    if self.shared.plan.stop_at_first && finding.accepted.is_none() {
+                        self.shared.progress.stop.store(true, Ordering::Relaxed);
+                    }
                     let engine = self.judge.engines[index].as_mut();
                     self.shared.findings.note(
                         number,

@@ -33,6 +33,9 @@ pub(super) struct Arguments {
     /// Part K of N of the seed's cases
     #[arg(long, value_name = "K/N", default_value = "1/1", value_parser = shard)]
     shard: (u64, u64),
+    /// End with the first difference that is not a known one
+    #[arg(long)]
+    stop_at_first: bool,
     /// Folder for the cases of differences and for summary.json
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -74,6 +77,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
         cases: arguments.cases,
         workers,
         out: arguments.out.clone(),
+        stop_at_first: arguments.stop_at_first,
     };
     let progress = Arc::new(Progress::default());
     let stopped = Arc::clone(&progress);
