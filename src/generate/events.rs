@@ -3,21 +3,21 @@
 
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
 
+use super::choices::Choices;
 use super::form::OperandForm;
-use super::layout::{CONSTANTS, DATA, Layout, mapping, range};
+use super::layout::{CODE_ALIAS_DISTANCE, CONSTANTS, DATA, Layout, LayoutKind, mapping, range};
 use super::values;
 use super::writer::Writer;
 use crate::case::{Action, Event, Mapping, Trigger};
-use crate::guest::{GuestAddress, PAGE_SIZE, Permissions};
-
-/// Where the code page gets its second address, seen from the first.
-const CODE_ALIAS_DISTANCE: u64 = 0x20_0000;
+use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE, Permissions};
 
 impl Writer<'_, '_> {
     /// One scene with host events.
     pub(super) fn scene(&mut self, events: &mut Vec<Event>) {
         match self.choices.byte() {
-            0..=19 => self.halt(events, vec![Action::ExitRequest]),
+            0..=13 => self.halt(events, vec![Action::ExitRequest]),
+            14..=16 => self.forbidden_code(events),
+            17..=19 => self.moved_code(events),
             20..=54 => {
                 let write = self.data_write();
                 self.halt(events, vec![write]);
@@ -66,21 +66,66 @@ impl Writer<'_, '_> {
         self.patchable();
     }
 
-    /// `mov r32, imm32` or `op r64, imm8`, of which another of the same length can be made.
+    /// Where the program runs.
+    fn running_code(&self) -> GuestRange {
+        let distance = if self.relocated { CODE_ALIAS_DISTANCE } else { 0 };
+        range(self.layout.code + distance, self.layout.code_pages() as u64)
+    }
+
+    /// The code under the program may not be executed any more, which is its end.
+    fn forbidden_code(&mut self, events: &mut Vec<Event>) {
+        let permissions = self.choices.pick(&[Permissions::Read, Permissions::ReadWrite]);
+        let forbid = Action::Protect { range: self.running_code(), permissions };
+        self.last_loop(events, forbid);
+    }
+
+    /// The code under the program goes elsewhere, which is its end.
+    fn moved_code(&mut self, events: &mut Vec<Event>) {
+        let destination = GuestAddress(self.layout.code + 2 * CODE_ALIAS_DISTANCE);
+        let go = Action::Remap { source: self.running_code(), destination };
+        self.last_loop(events, go);
+    }
+
+    /// A loop in whose second pass the host does `last`, after which code is to be executed that was
+    /// executed before.
+    fn last_loop(&mut self, events: &mut Vec<Event>, last: Action) {
+        let counter = self.counter();
+        self.load(counter, 2);
+        let pinned = self.pinned;
+        self.pinned |= 1 << counter;
+        let top = self.address();
+        self.quiet_unit();
+        self.halt(events, vec![Action::ExitRequest]);
+        events.push(Event { trigger: Trigger::Halt, actions: vec![last] });
+        self.count_down(counter, top);
+        self.pinned = pinned;
+    }
+
+    /// An instruction of which another of the same length can be made.
     fn patchable(&mut self) -> Patchable {
         let register = self.free_destination();
-        let long = self.choices.chance(128);
+        let kind = match self.choices.byte() {
+            0..=111 => PatchableKind::Operation,
+            112..=223 => PatchableKind::Move,
+            _ if self.relocated => PatchableKind::Move,
+            _ => PatchableKind::Store,
+        };
         let address = self.address();
         let value = values::integer(&mut self.choices);
-        self.uncertain(|writer| {
-            writer.emit_made(if long {
-                Instruction::with2(Code::Mov_r32_imm32, Register::EAX + register, value as u32)
-            } else {
+        let place = self.layout.data() + 0x200 + self.choices.below(0x40) as u64 * 4;
+        self.uncertain(|writer| match kind {
+            PatchableKind::Operation => {
                 let register = Register::RAX + register;
-                Instruction::with2(Code::Add_rm64_imm8, register, i32::from(value as i8))
-            });
+                let value = i32::from(value as i8);
+                writer.emit_made(Instruction::with2(Code::Add_rm64_imm8, register, value));
+            }
+            PatchableKind::Move => {
+                let register = Register::EAX + register;
+                writer.emit_made(Instruction::with2(Code::Mov_r32_imm32, register, value as u32));
+            }
+            PatchableKind::Store => writer.store(place, value as u32),
         });
-        Patchable { address, long, register }
+        Patchable { address, kind, register }
     }
 
     fn free_destination(&mut self) -> u32 {
@@ -93,11 +138,15 @@ impl Writer<'_, '_> {
 
     /// What to write where, to make another instruction of a patchable one.
     fn replacement(&mut self, patchable: Patchable) -> (u64, Vec<u8>) {
-        if patchable.long {
+        // The constant is the last four bytes.
+        let before = match patchable.kind {
+            PatchableKind::Operation => None,
+            PatchableKind::Move => Some(if patchable.register < 8 { 1 } else { 2 }),
+            PatchableKind::Store => Some(STORE_BYTES - 4),
+        };
+        if let Some(before) = before {
             let bytes = self.choices.double_word().to_le_bytes().to_vec();
-            // The immediate are the last four bytes.
-            let opcode = if patchable.register < 8 { 1 } else { 2 };
-            return (patchable.address + opcode, bytes);
+            return (patchable.address + before, bytes);
         }
         let rex = 0x48 | u8::from(patchable.register >= 8);
         let operation = self.choices.byte() & 7;
@@ -215,57 +264,125 @@ impl Writer<'_, '_> {
         self.patch(load + 2, 8, goal);
     }
 
-    /// The guest rewrites an instruction behind it in a loop, or the very next one.
+    /// The guest rewrites an instruction behind it or ahead of it in a loop, or the very next one.
     pub(super) fn rewrites_itself(&mut self) {
-        if self.choices.chance(128) {
-            return self.rewrites_next();
+        if self.choices.chance(96) {
+            return self.rewrites_ahead();
         }
         let counter = self.counter();
-        let times = 2 + self.choices.below(4) as u64;
+        let times = 2 + self.choices.below(6) as u64;
         self.load(counter, times);
         let pinned = self.pinned;
         self.pinned |= 1 << counter;
+        let ahead = self.choices.chance(112);
         let top = self.address();
-        let patchable = self.patchable();
-        self.quiet_unit();
-        let (address, bytes) = self.replacement(patchable);
-        let value = bytes.try_into().map_or(0, u32::from_le_bytes);
-        self.store(address, value);
+        self.come_to_the_border(ahead);
+        if ahead {
+            self.rewrites_ahead();
+        } else {
+            let patchable = self.patchable();
+            self.quiet_unit();
+            let code = self.rewriting_code();
+            let (address, value) = self.rewriting(patchable, code);
+            self.change(code, address, value);
+        }
         self.count_down(counter, top);
         self.pinned = pinned;
     }
 
-    fn store(&mut self, address: u64, value: u32) {
-        let operand = MemoryOperand::with_base_displ_size(Register::RIP, address as i64, 8);
-        self.emit_made(Instruction::with2(Code::Mov_rm32_imm32, operand, value));
+    /// Emits no-operations, if a few are enough, so that what is to be rewritten, the next instruction or
+    /// the one behind a store, begins at the border between two pages of code or lies on both sides.
+    fn come_to_the_border(&mut self, ahead: bool) {
+        let behind = if ahead { STORE_BYTES } else { 0 };
+        let border = self.layout.code + PAGE_SIZE;
+        let before = self.choices.pick(&[2, 2, 3, 0]);
+        let missing = border.wrapping_sub(self.address() + behind + before);
+        if self.layout.code_pages() > 1 && missing <= 64 {
+            (0..missing).for_each(|_| self.emit(&Instruction::with(Code::Nopd)));
+        }
     }
 
-    fn rewrites_next(&mut self) {
+    /// Where the guest writes what it executes at `address`.
+    fn as_written(&mut self, address: u64) -> u64 {
+        let aliased = self.layout.code_aliased && self.choices.chance(160);
+        if aliased { address + CODE_ALIAS_DISTANCE } else { address }
+    }
+
+    fn store(&mut self, address: u64, value: u32) {
+        self.change(Code::Mov_rm32_imm32, address, value);
+    }
+
+    /// `code dword [address], value`, in [`STORE_BYTES`] bytes.
+    fn change(&mut self, code: Code, address: u64, value: u32) {
+        let operand = MemoryOperand::with_base_displ_size(Register::RIP, address as i64, 8);
+        self.emit_made(Instruction::with2(code, operand, value));
+    }
+
+    /// What rewrites: an addition writes something else each time, XOR what was there before.
+    fn rewriting_code(&mut self) -> Code {
+        self.choices.pick(&[Code::Mov_rm32_imm32, Code::Add_rm32_imm32, Code::Xor_rm32_imm32])
+    }
+
+    /// Where and with what an instruction of this opcode makes another of a patchable one.
+    fn rewriting(&mut self, patchable: Patchable, code: Code) -> (u64, u32) {
+        let (address, bytes) = self.replacement(patchable);
+        let value = bytes.try_into().map_or(0, u32::from_le_bytes);
+        let only_last =
+            code != Code::Mov_rm32_imm32 && matches!(patchable.kind, PatchableKind::Operation);
+        (self.as_written(address), if only_last { value & 0xff00_0000 } else { value })
+    }
+
+    fn rewrites_ahead(&mut self) {
         let here = self.address();
-        self.store(here, 0);
+        let code = self.rewriting_code();
+        self.change(code, here, 0);
         let end = self.address();
+        debug_assert_eq!(end - here, STORE_BYTES);
         if self.choices.chance(128) {
             self.quiet_unit();
         }
         let patchable = self.patchable();
-        let (address, bytes) = self.replacement(patchable);
-        let value = bytes.try_into().map_or(0, u32::from_le_bytes);
-        // `mov dword [rip + displacement], immediate` ends with these two.
+        let (address, value) = self.rewriting(patchable, code);
+        // It ends with its displacement and its constant.
         self.patch(end - 8, 4, address.wrapping_sub(end));
         self.patch(end - 4, 4, u64::from(value));
     }
+}
+
+/// Bytes of `mov dword [rip + displacement], immediate`, and of `add` and `xor`.
+const STORE_BYTES: u64 = 10;
+
+/// What can be made another instruction.
+#[derive(Clone, Copy, Debug)]
+enum PatchableKind {
+    /// `op r64, imm8`.
+    Operation,
+    /// `mov r32, imm32`.
+    Move,
+    /// `mov dword [rip + displacement], imm32`.
+    Store,
 }
 
 /// An instruction of which another of the same length can be made.
 #[derive(Clone, Copy, Debug)]
 struct Patchable {
     address: u64,
-    /// `mov r32, imm32` rather than `op r64, imm8`.
-    long: bool,
+    kind: PatchableKind,
     register: u32,
 }
 
 /// The layout of a case with events: one in which every destination is free.
 pub(super) fn eventful_layout(layout: Layout) -> Layout {
-    Layout { kind: super::layout::LayoutKind::Standard, code: 0x1_4000_0000, ..layout }
+    Layout { kind: LayoutKind::Standard, code: 0x1_4000_0000, ..layout }
+}
+
+/// The layout of a case that writes its own code: at times through another address, at times across
+/// pages.
+pub(super) fn self_modifying_layout(choices: &mut Choices, layout: Layout) -> Layout {
+    let layout = Layout { code_writable: true, ..layout };
+    match choices.byte() {
+        0..=159 => layout,
+        160..=207 => Layout { kind: LayoutKind::Straddle, code: 0x1_4000_0000, ..layout },
+        208.. => Layout { code_aliased: layout.kind != LayoutKind::High, ..layout },
+    }
 }

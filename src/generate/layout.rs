@@ -28,6 +28,8 @@ pub(super) struct Layout {
     pub kind: LayoutKind,
     pub code: u64,
     pub code_writable: bool,
+    /// The code has a second address, at which it can be written and not executed.
+    pub code_aliased: bool,
 }
 
 pub(super) const CODE: ObjectId = ObjectId(0);
@@ -41,6 +43,8 @@ const DATA_DISTANCE: u64 = 0x4_0000;
 const CONSTANTS_DISTANCE: u64 = 0x6_0000;
 const STACK_DISTANCE: u64 = 0x8_0000;
 const ALIAS_DISTANCE: u64 = 0x10_0000;
+/// Where the code gets its second address, seen from the first.
+pub(super) const CODE_ALIAS_DISTANCE: u64 = 0x20_0000;
 
 impl Layout {
     pub(super) fn draw(choices: &mut Choices) -> Self {
@@ -57,7 +61,7 @@ impl Layout {
             LayoutKind::High => 0x7fff_ffe0_0000,
             _ => 0x1_4000_0000,
         };
-        Self { kind, code, code_writable: choices.chance(6) }
+        Self { kind, code, code_writable: choices.chance(6), code_aliased: false }
     }
 
     pub(super) fn data(&self) -> u64 {
@@ -119,6 +123,10 @@ impl Layout {
             mapping(CONSTANTS, self.constants(), 1, Permissions::Read),
             mapping(STACK, self.stack(), 1, Permissions::ReadWrite),
         ];
+        if self.code_aliased {
+            let alias = self.code + CODE_ALIAS_DISTANCE;
+            mappings.push(mapping(CODE, alias, pages, Permissions::ReadWrite));
+        }
         match self.kind {
             LayoutKind::Alias => {
                 mappings.push(mapping(DATA, self.alias(), 2, Permissions::ReadWrite));

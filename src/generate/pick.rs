@@ -65,6 +65,12 @@ impl Picker for Writer<'_, '_> {
 
     fn memory(&mut self, template: &Template, instruction: &mut Instruction) {
         let access = self.access(template);
+        if access.alignment == 1 && !access.strict && self.forced_target.is_none() {
+            // Where nothing else is at stake.
+            if self.choices.chance(6) {
+                return self.reach_by_stack_pointer(instruction);
+            }
+        }
         let target = self.target(access);
         let narrow = template.code == Code::Movdir64b_r32_m512;
         self.reach(target, narrow, template.special == Special::Plain, instruction);
@@ -212,6 +218,13 @@ impl Writer<'_, '_> {
             rest = rest as i32 as i64 as u64;
         }
         set_displacement(instruction, rest as i64, if narrow { 4 } else { 8 });
+    }
+
+    /// Above what was pushed, whatever RSP is.
+    fn reach_by_stack_pointer(&mut self, instruction: &mut Instruction) {
+        instruction.set_memory_base(Register::RSP);
+        let displacement = 0x20 + self.choices.below(64) as i64 * 8;
+        set_displacement(instruction, displacement, 8);
     }
 
     /// By the FS or GS base, which points into the data.

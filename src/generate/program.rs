@@ -4,7 +4,7 @@
 use iced_x86::{Code, Instruction};
 
 use super::choices::Choices;
-use super::events::eventful_layout;
+use super::events::{eventful_layout, self_modifying_layout};
 use super::family::{Family, Swarm};
 use super::layout::{CODE, CONSTANTS, Layout, LayoutKind};
 use super::values::fill_state;
@@ -26,7 +26,7 @@ pub(super) fn generate(generator: &Generator, mut choices: Choices) -> Program {
     let mut layout = Layout::draw(&mut choices);
     match kind {
         ProgramKind::Eventful => layout = eventful_layout(layout),
-        ProgramKind::SelfModifying => layout.code_writable = true,
+        ProgramKind::SelfModifying => layout = self_modifying_layout(&mut choices, layout),
         _ => {}
     }
     let baseline = !choices.chance(124);
@@ -68,7 +68,10 @@ pub(super) fn start(writer: &mut Writer, state: &mut State) {
             writer.pinned |= 1 << known.register;
         }
     }
-    state.gpr[4] = layout.stack() + STACK_TOP;
+    // Now and then the stack ends soon.
+    let top =
+        if writer.choices.rarely(700) { writer.choices.below(8) as u64 * 4 } else { STACK_TOP };
+    state.gpr[4] = layout.stack() + top;
     state.fs_base = layout.data() + 0x200;
     state.gs_base = layout.data() + 0x800;
     writer.segment_bases = [state.fs_base, state.gs_base];
