@@ -7,7 +7,7 @@ SEED ?= 1
 OUT ?= campaign
 SECONDS_MODEL ?= 600
 
-.PHONY: help deps build campaign test check loom loom-deep fuzz-smoke regions-record plots clean
+.PHONY: help deps build campaign test check loom loom-deep sabotage sabotage-document fuzz-smoke regions-record plots clean
 
 help:
 	@echo "make campaign    build, then compare the JIT and Unicorn with this processor for $(SECONDS_CAMPAIGN) s"
@@ -15,6 +15,8 @@ help:
 	@echo "make check       formatting, lints, documentation"
 	@echo "make loom        models of the code cache's protocols, and the faults seeded in them"
 	@echo "make loom-deep   the models with no bound on preemptions, for $(SECONDS_MODEL) s each at most"
+	@echo "make sabotage    deliberate bugs in the JIT, each of which a campaign must find (ONLY=name for one)"
+	@echo "make sabotage-document  docs/sabotage.md, of what it has found"
 	@echo "make fuzz-smoke  each cargo-fuzz target for 60 s (needs a nightly toolchain)"
 	@echo "make regions-record  what translation regions cost on this machine, into benches/record"
 	@echo "make plots       draws that, for docs/decisions/0005-translation-regions.md"
@@ -46,6 +48,12 @@ loom: deps
 loom-deep: deps
 	$(CARGO) run --quiet --locked --manifest-path loom/Cargo.toml -- --deep $(SECONDS_MODEL)
 
+sabotage: deps
+	$(CARGO) run --quiet --locked --manifest-path sabotage/Cargo.toml -- $(ONLY)
+
+sabotage-document: deps
+	$(CARGO) run --quiet --locked --manifest-path sabotage/Cargo.toml -- --document
+
 fuzz-smoke: deps
 	@sh tests/fuzz-smoke.sh
 
@@ -57,4 +65,4 @@ plots: deps
 
 clean:
 	$(CARGO) clean
-	rm -rf fuzz/target loom/target
+	rm -rf fuzz/target loom/target sabotage/target

@@ -1,5 +1,6 @@
 //! The patches of `tests/mutants` still fit: each applies to the sources, and says what it breaks, which
-//! invariant that is, and which loom model finds it (`make loom`), which in turn names the patch.
+//! invariant that is, and how it is found: those of `loom` by a model (`make loom`), which in turn names
+//! the patch, those of `engine` by a campaign or by a test (`make sabotage`).
 #![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
 use std::fs;
@@ -10,16 +11,25 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn patches() -> Vec<(String, PathBuf)> {
-    let entries = fs::read_dir(root().join("tests/mutants")).unwrap();
+/// Name and file of each patch of a folder, of which there are `least` at least.
+fn patches(folder: &str, least: usize) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(root().join("tests/mutants").join(folder)).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
     let mut patches: Vec<_> = paths
         .filter(|path| path.extension().is_some_and(|extension| extension == "patch"))
         .map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), path))
         .collect();
     patches.sort();
-    assert!(patches.len() >= 30, "the walk finds the patches");
+    assert!(patches.len() >= least, "the walk finds the patches of {folder}");
     patches
+}
+
+fn of_models() -> Vec<(String, PathBuf)> {
+    patches("loom", 30)
+}
+
+fn of_the_engine() -> Vec<(String, PathBuf)> {
+    patches("engine", 60)
 }
 
 /// The rest of the line of a patch's head that begins with `label`.
@@ -35,7 +45,7 @@ fn fail_if(complaints: Vec<String>) {
 #[test]
 fn mutants_apply() {
     let mut complaints = Vec::new();
-    for (name, path) in patches() {
+    for (name, path) in of_models().into_iter().chain(of_the_engine()) {
         let mut patch = Command::new("patch");
         patch.args(["--dry-run", "--batch", "--force", "--fuzz=0", "-p1", "--input"]).arg(path);
         let done = patch.current_dir(root()).output().expect("`patch` is installed");
@@ -47,18 +57,26 @@ fn mutants_apply() {
     fail_if(complaints);
 }
 
-#[test]
-fn mutants_say_what_they_break() {
+/// What a patch's head lacks that each has.
+fn general_complaints(name: &str, text: &str) -> Vec<String> {
     let mut complaints = Vec::new();
-    for (name, path) in patches() {
+    if head(text, "Breaks: ").is_none_or(|what| what.len() < 10) {
+        complaints.push(format!("{name}: no line `Breaks: …`"));
+    }
+    let invariant = head(text, "Invariant: ").unwrap_or_default();
+    let numbered = invariant.len() == 2 && invariant.starts_with('I');
+    if !numbered && invariant != "semantics" {
+        complaints.push(format!("{name}: no line `Invariant: I…`"));
+    }
+    complaints
+}
+
+#[test]
+fn mutants_of_models_say_what_they_break() {
+    let mut complaints = Vec::new();
+    for (name, path) in of_models() {
         let text = fs::read_to_string(path).unwrap();
-        if head(&text, "Breaks: ").is_none_or(|what| what.len() < 10) {
-            complaints.push(format!("{name}: no line `Breaks: …`"));
-        }
-        let invariant = head(&text, "Invariant: ").unwrap_or_default();
-        if invariant.len() != 2 || !invariant.starts_with('I') {
-            complaints.push(format!("{name}: no line `Invariant: I…`"));
-        }
+        complaints.extend(general_complaints(&name, &text));
         let caught_by = head(&text, "Caught by: ").unwrap_or_default();
         if !is_named_by_its_model(&name, &caught_by) {
             complaints.push(format!("{name}: no model `{caught_by}` whose comment names it"));
@@ -78,4 +96,41 @@ fn is_named_by_its_model(mutant: &str, model: &str) -> bool {
     let Some(end) = text.find(&format!("\nfn {function}(")) else { return false };
     let comment = text[..end].lines().rev().take_while(|line| line.starts_with(['/', '#']));
     comment.flat_map(|line| line.split([' ', ',', '.'])).any(|word| word == mutant)
+}
+
+#[test]
+fn mutants_of_the_engine_say_what_they_break_and_how_it_shows() {
+    let mut complaints = Vec::new();
+    for (name, path) in of_the_engine() {
+        let text = fs::read_to_string(path).unwrap();
+        complaints.extend(general_complaints(&name, &text));
+        match head(&text, "Found by: ") {
+            Some(test) if test.starts_with("test ") => {
+                let named = test.strip_prefix("test ").and_then(|test| test.split_once("::"));
+                if !named.is_some_and(|(target, name)| is_a_test(target, name)) {
+                    complaints.push(format!("{name}: there is no {test}"));
+                }
+            }
+            Some(how) if how.len() >= 3 => {}
+            _ => complaints.push(format!("{name}: no line `Found by: …`")),
+        }
+        if !text.contains("\n--- a/src/") {
+            complaints.push(format!("{name}: changes nothing of src"));
+        }
+    }
+    fail_if(complaints);
+}
+
+/// Whether `name`, with its modules, is a test of the library or of a file of `tests`.
+fn is_a_test(target: &str, name: &str) -> bool {
+    let (modules, function) = name.rsplit_once("::").unwrap_or(("", name));
+    let modules = modules.trim_end_matches("tests").trim_end_matches("::").replace("::", "/");
+    let folder = if target == "lib" { "src".to_owned() } else { format!("tests/{target}") };
+    let path = match modules.as_str() {
+        "" => format!("{folder}.rs"),
+        modules => format!("{folder}/{modules}.rs"),
+    };
+    let text = fs::read_to_string(root().join(path)).unwrap_or_default();
+    text.contains(&format!("#[test]\nfn {function}("))
+        || text.contains(&format!("#[test]\n    fn {function}("))
 }

@@ -49,9 +49,10 @@ fn root() -> PathBuf {
 
 fn rust_files() -> Vec<(String, String)> {
     let mut files = Vec::new();
-    let mut folders: Vec<PathBuf> = ["src", "tests", "fuzz/fuzz_targets", "loom/src"]
-        .map(|folder| root().join(folder))
-        .to_vec();
+    let mut folders: Vec<PathBuf> =
+        ["src", "tests", "fuzz/fuzz_targets", "loom/src", "sabotage/src"]
+            .map(|folder| root().join(folder))
+            .to_vec();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

@@ -1,4 +1,4 @@
-//! `make loom`: runs each model, then each mutant of `tests/mutants` with the model that must find it.
+//! `make loom`: runs each model, then each mutant of `tests/mutants/loom` with the model that must find it.
 //!
 //! With `--deep SECONDS` the models alone, with no bound on preemptions, as long as said each. With
 //! words, what has one of them in its name. The exit status is 1 if a model fails, a mutant survives

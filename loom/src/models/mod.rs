@@ -1,6 +1,6 @@
 //! One file of models a protocol, each with the name of the protocol's file; then `tag` and `page`,
 //! how single blocks and written pages are invalidated, and `whole`, a machine of all parts. A model's comment says what it shows, and its threads; the mutants that it
-//! must find name it (`tests/mutants`).
+//! must find name it (`tests/mutants/loom`).
 //!
 //! What makes a model able to fail: the code that a vCPU runs is a cell of loom's, so that touching
 //! it too late is a race even where the value read is right; memory is reclaimed inside the model,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::model::{self, Model, Run};
 
-/// One of `tests/mutants`.
+/// One of `tests/mutants/loom`.
 #[derive(Debug)]
 pub(crate) struct Mutant {
     pub(crate) name: String,
@@ -18,7 +18,7 @@ pub(crate) struct Mutant {
 impl Mutant {
     /// All that have a model.
     pub(crate) fn all(root: &Path, models: &[Model]) -> Result<Vec<Self>, String> {
-        let folder = root.join("tests/mutants");
+        let folder = root.join("tests/mutants/loom");
         let entries = fs::read_dir(&folder).map_err(|error| format!("{folder:?}: {error}"))?;
         let mut mutants = Vec::new();
         for patch in entries.flatten().map(|entry| entry.path()) {

@@ -1,0 +1,170 @@
+//! [`Hunt`]: a campaign or a test on a program with one bug in it, and what came of it ([`Outcome`]).
+//!
+//! The engine runs in a process of its own, so that a bug that crashes it or hangs it is a difference
+//! as any other is.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::bug::Test;
+use crate::workshop::Workshop;
+
+/// How long a campaign looks for a difference.
+const SECONDS: &str = "60";
+/// How long it may take to make the case of one small, and to end.
+const SLACK: Duration = Duration::from_secs(120);
+const LIMIT_TEST: Duration = Duration::from_secs(120);
+
+/// What is known of a bug.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Outcome {
+    pub(crate) found: bool,
+    /// Where it shows, or why it does not.
+    pub(crate) what: String,
+    /// Cases up to the first that differs; 0 for a test.
+    pub(crate) cases: u64,
+    /// Until then.
+    pub(crate) seconds: f64,
+    /// Instructions of the smallest case found; 0 for a test.
+    pub(crate) instructions: u64,
+}
+
+/// Of a campaign's figures, those that are wanted.
+#[derive(Debug, Deserialize)]
+struct Summary {
+    cases: u64,
+    seconds: f64,
+    clusters: Vec<Cluster>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Cluster {
+    mnemonic: String,
+    component: serde_json::Value,
+    stops: Option<(String, String)>,
+    accepted: Option<Vec<String>>,
+    first_case: u64,
+    first_seconds: f64,
+    instructions: u64,
+}
+
+impl Outcome {
+    /// It could not be looked for.
+    pub(crate) fn failed(why: String) -> Self {
+        Self { what: why, ..Self::default() }
+    }
+}
+
+/// A folder for what one bug's campaign or test leaves.
+#[derive(Debug)]
+pub(crate) struct Hunt {
+    folder: PathBuf,
+}
+
+impl Hunt {
+    pub(crate) fn new(workshop: &Workshop, name: &str) -> Self {
+        Self { folder: workshop.target.join("sabotage-found").join(name) }
+    }
+
+    /// Runs a campaign until the first difference.
+    pub(crate) fn campaign(&self, program: &Path) -> Outcome {
+        let mut command = Command::new(program);
+        command.args(["fuzz", "--engines", "silicon,isolated:jit", "--workers", "1"]);
+        command.args(["--seconds", SECONDS, "--stop-at-first", "--out"]).arg(&self.folder);
+        let limit = Duration::from_secs(60) + SLACK;
+        match self.run(command, limit) {
+            Err(why) => Outcome::failed(why),
+            Ok((None, _)) => Outcome::failed("the campaign does not end".to_owned()),
+            Ok((Some(status), seconds)) => self.read().unwrap_or_else(|why| Outcome {
+                // The judge's process went down with it.
+                found: status.code().is_none(),
+                what: format!("{status}; {why}"),
+                seconds,
+                ..Outcome::default()
+            }),
+        }
+    }
+
+    fn read(&self) -> Result<Outcome, String> {
+        let text = fs::read(self.folder.join("summary.json")).map_err(|error| error.to_string())?;
+        let summary: Summary = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+        let mut clusters: Vec<&Cluster> =
+            summary.clusters.iter().filter(|cluster| cluster.accepted.is_none()).collect();
+        clusters.sort_by(|one, other| one.first_seconds.total_cmp(&other.first_seconds));
+        Ok(match clusters.first() {
+            Some(first) => first.outcome(),
+            None => Outcome {
+                what: "no difference".to_owned(),
+                cases: summary.cases,
+                seconds: summary.seconds,
+                ..Outcome::default()
+            },
+        })
+    }
+
+    /// Runs a test, which finds the bug if it fails.
+    pub(crate) fn test(&self, program: &Path, test: &Test) -> Outcome {
+        let mut command = Command::new(program);
+        command.args([&test.name, "--exact", "--test-threads=1"]);
+        let (found, what, seconds) = match self.run(command, LIMIT_TEST) {
+            Err(why) => return Outcome::failed(why),
+            Ok((None, seconds)) => (true, "the test does not end", seconds),
+            Ok((Some(status), seconds)) if status.success() => (false, "the test passes", seconds),
+            Ok((Some(_), seconds)) => (true, "the test fails", seconds),
+        };
+        Outcome { found, what: what.to_owned(), seconds, ..Outcome::default() }
+    }
+
+    /// How the command ended, if it did within the limit, and after how many seconds.
+    fn run(
+        &self,
+        mut command: Command,
+        limit: Duration,
+    ) -> Result<(Option<ExitStatus>, f64), String> {
+        let _ = fs::remove_dir_all(&self.folder);
+        let start = Instant::now();
+        let mut run = || {
+            fs::create_dir_all(&self.folder)?;
+            let log = File::create(self.folder.join("log"))?;
+            command.stdin(Stdio::null()).stderr(log.try_clone()?).stdout(log);
+            let mut child = command.spawn()?;
+            loop {
+                if let Some(status) = child.try_wait()? {
+                    return Ok(Some(status));
+                }
+                if start.elapsed() > limit {
+                    child.kill()?;
+                    child.wait()?;
+                    return Ok(None);
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        let status = run().map_err(|error: std::io::Error| format!("{command:?}: {error}"))?;
+        Ok((status, start.elapsed().as_secs_f64()))
+    }
+}
+
+impl Cluster {
+    fn outcome(&self) -> Outcome {
+        let component = match &self.component {
+            serde_json::Value::String(name) => name.clone(),
+            other => other.to_string().replace(['{', '}', '"'], ""),
+        };
+        let what = match &self.stops {
+            Some((silicon, engine)) => format!("{}: {silicon} / {engine}", self.mnemonic),
+            None => format!("{}: {component}", self.mnemonic),
+        };
+        Outcome {
+            found: true,
+            what,
+            cases: self.first_case + 1,
+            seconds: self.first_seconds,
+            instructions: self.instructions,
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! [`Report`]: what is known of each bug, as a table on the terminal, as `target/sabotage.json`, and as
+//! `docs/sabotage.md`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::bug::Bug;
+use crate::hunt::Outcome;
+
+/// See the file's head.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    machine: String,
+    bugs: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    breaks: String,
+    invariant: String,
+    found_by: String,
+    outcome: Outcome,
+}
+
+fn file(target: &Path) -> PathBuf {
+    target.join("sabotage.json")
+}
+
+impl Report {
+    /// What earlier runs have noted of bugs that are still there.
+    pub(crate) fn read(target: &Path, bugs: &[Bug]) -> Result<Self, String> {
+        let mut report = match fs::read(file(target)) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| {
+                format!("{}: {error}; remove it to begin anew", file(target).display())
+            })?,
+            Err(_) => Self { machine: String::new(), bugs: BTreeMap::new() },
+        };
+        report.machine = machine();
+        report.bugs.retain(|name, _| bugs.iter().any(|bug| bug.name == *name));
+        Ok(report)
+    }
+
+    pub(crate) fn note(&mut self, bug: &Bug, outcome: &Outcome) {
+        let entry = Entry {
+            breaks: bug.breaks.clone(),
+            invariant: bug.invariant.clone(),
+            found_by: bug.found_by.clone(),
+            outcome: outcome.clone(),
+        };
+        self.bugs.insert(bug.name.clone(), entry);
+    }
+
+    pub(crate) fn write(&self, target: &Path) -> Result<(), String> {
+        let text = serde_json::to_string_pretty(self).map_err(|error| error.to_string())? + "\n";
+        fs::write(file(target), text).map_err(|error| error.to_string())
+    }
+
+    /// Writes `docs/sabotage.md`.
+    pub(crate) fn write_document(&self, root: &Path) -> Result<(), String> {
+        let outcomes: Vec<Outcome> =
+            self.bugs.values().map(|entry| entry.outcome.clone()).collect();
+        let mut text = format!("{INTRODUCTION}\nOn {}:\n\n", self.machine);
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "`{}`\n\n{TABLE_HEAD}", last_line(&outcomes));
+        for (name, entry) in &self.bugs {
+            let Entry { breaks, invariant, found_by, outcome } = entry;
+            let number = |number: u64| match number {
+                0 => "–".to_owned(),
+                number => number.to_string(),
+            };
+            let (cases, instructions) = (number(outcome.cases), number(outcome.instructions));
+            let found = if outcome.found { "" } else { "**not found** " };
+            let _ = writeln!(
+                text,
+                "| `{name}` | {breaks} | {invariant} | {found}{found_by} | {cases} | {:.1} | \
+                 {instructions} |",
+                outcome.seconds
+            );
+        }
+        let path = root.join("docs/sabotage.md");
+        fs::write(&path, text).map_err(|error| format!("{path:?}: {error}"))
+    }
+}
+
+const INTRODUCTION: &str = "\
+# Sabotage
+
+Deliberate bugs in translator, memory, regions and run loop, one patch each (`tests/mutants/engine`), and how
+long a campaign takes to find them. `make sabotage` applies each to a copy of the project, builds the command
+line and runs `tregion fuzz --engines silicon,isolated:jit --seed 1 --seconds 60 --workers 1 --stop-at-first`;
+`make sabotage ONLY=name` does so for one. What cases cannot express (several vCPUs, snapshots, hooks, devices) is
+found by the test that the row names. This page is made by `make sabotage-document` of
+what the last runs have left in the target folder.
+
+*Cases* and *seconds* are those up to the first difference that is not a known one, the search for its culprit
+included; *size* is the number of instructions that the smallest case found for it executes.
+";
+
+const TABLE_HEAD: &str = "\
+| bug | what is wrong | breaks | found by | cases | seconds | size |
+|---|---|---|---|---|---|---|";
+
+pub(crate) fn print_head() {
+    println!(
+        "{:<44} {:<10} {:>8} {:>8} {:>5}  first difference",
+        "bug", "", "cases", "seconds", "size"
+    );
+}
+
+pub(crate) fn print_line(bug: &Bug, outcome: &Outcome) {
+    let Outcome { found, what, cases, seconds, instructions } = outcome;
+    let verdict = if *found { "found" } else { "NOT FOUND" };
+    println!("{:<44} {verdict:<10} {cases:>8} {seconds:>8.1} {instructions:>5}  {what}", bug.name);
+}
+
+/// `sabotage: N bugs, K found, median S s, worst W s`, the times of those that are found.
+pub(crate) fn last_line(outcomes: &[Outcome]) -> String {
+    let mut times: Vec<f64> =
+        outcomes.iter().filter(|outcome| outcome.found).map(|outcome| outcome.seconds).collect();
+    times.sort_by(f64::total_cmp);
+    let median = times.get(times.len() / 2).copied().unwrap_or_default();
+    let worst = times.last().copied().unwrap_or_default();
+    format!(
+        "sabotage: {} bugs, {} found, median {median:.1} s, worst {worst:.1} s",
+        outcomes.len(),
+        times.len()
+    )
+}
+
+/// The processor's name, and how many there are.
+fn machine() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or("an unknown processor", |(_, model)| model);
+    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{model}, {count} logical processors, of which a campaign uses one")
+}
