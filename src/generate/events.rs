@@ -14,6 +14,9 @@ use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE, Permissions};
 impl Writer<'_, '_> {
     /// One scene with host events.
     pub(super) fn scene(&mut self, events: &mut Vec<Event>) {
+        if self.over {
+            return;
+        }
         match self.choices.byte() {
             0..=13 => self.halt(events, vec![Action::ExitRequest]),
             14..=16 => self.forbidden_code(events),
@@ -97,6 +100,7 @@ impl Writer<'_, '_> {
         self.quiet_unit();
         self.halt(events, vec![Action::ExitRequest]);
         events.push(Event { trigger: Trigger::Halt, actions: vec![last] });
+        self.over = true;
         self.count_down(counter, top);
         self.pinned = pinned;
     }

@@ -66,6 +66,8 @@ pub(super) struct Writer<'table, 'bytes> {
     pub high_bytes: bool,
     /// The code may run at another address, so nothing in it may be relative to RIP but branches.
     pub relocated: bool,
+    /// The program ends here, by an event; none can come behind it.
+    pub over: bool,
     /// The data have a second address.
     pub alias_live: bool,
     /// What is emitted now is executed by every run that comes to the end.
@@ -108,6 +110,7 @@ impl<'table, 'bytes> Writer<'table, 'bytes> {
             prepared: false,
             high_bytes: false,
             relocated: false,
+            over: false,
             alias_live: false,
             certain: true,
             balanced: false,
