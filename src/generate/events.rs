@@ -299,9 +299,9 @@ impl Writer<'_, '_> {
     fn come_to_the_border(&mut self, ahead: bool) {
         let behind = if ahead { STORE_BYTES } else { 0 };
         let border = self.layout.code + PAGE_SIZE;
-        let before = self.choices.pick(&[2, 2, 3, 0]);
+        let before = self.choices.pick(&[2, 3, 0, 0]);
         let missing = border.wrapping_sub(self.address() + behind + before);
-        if self.layout.code_pages() > 1 && missing <= 64 {
+        if self.layout.code_pages() > 1 && missing <= 100 {
             (0..missing).for_each(|_| self.emit(&Instruction::with(Code::Nopd)));
         }
     }
