@@ -17,7 +17,7 @@ use crate::workshop::Workshop;
 const SECONDS: &str = "60";
 /// How long it may take to make the case of one small, and to end.
 const SLACK: Duration = Duration::from_secs(120);
-const LIMIT_TEST: Duration = Duration::from_secs(120);
+const LIMIT_TEST: Duration = Duration::from_secs(50);
 
 /// What is known of a bug.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -110,6 +110,8 @@ impl Hunt {
     pub(crate) fn test(&self, program: &Path, test: &Test) -> Outcome {
         let mut command = Command::new(program);
         command.args([&test.name, "--exact", "--test-threads=1"]);
+        // Those that lie in wait on several threads.
+        command.env("TREGION_STRESS_SECONDS", "10");
         let (found, what, seconds) = match self.run(command, LIMIT_TEST) {
             Err(why) => return Outcome::failed(why),
             Ok((None, seconds)) => (true, "the test does not end", seconds),

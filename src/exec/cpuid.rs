@@ -66,3 +66,31 @@ fn mask(leaf: u32, subleaf: u32, answer: &mut [u32; 4]) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_guests_cannot_use_is_masked() {
+        let all = || CpuidResult { eax: !0, ebx: !0, ecx: !0, edx: !0 };
+        let model = CpuidModel::default();
+        let hidden = |leaf, subleaf| model.answer(leaf, subleaf, &all).map(|word| !word);
+        assert_eq!(hidden(0, 0), [0; 4]);
+        // Monitors and virtual machines; transactions; tiles.
+        assert_eq!(hidden(1, 0)[2], 1 << 3 | 1 << 5 | 1 << 6);
+        assert_eq!(hidden(7, 0)[1], 1 << 2 | 1 << 4 | 1 << 11 | 1 << 14);
+        assert_eq!(hidden(7, 0)[3] >> 22, 0b1101);
+        assert_eq!(hidden(0xd, 0), [3 << 17, 0, 0, 0]);
+        assert_eq!(hidden(0x1d, 1), [!0; 4]);
+    }
+
+    #[test]
+    fn a_model_says_what_it_was_told() {
+        let none = || CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
+        let mut model = CpuidModel::default();
+        model.set(4, None, [1; 4]);
+        model.set(4, Some(2), [2; 4]);
+        assert_eq!([1, 2].map(|subleaf| model.answer(4, subleaf, &none)), [[1; 4], [2; 4]]);
+    }
+}

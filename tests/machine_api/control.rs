@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use iced_x86::code_asm::{CodeAssembler, dword_ptr, eax, ecx, r8, rax, rbx, rcx, rdi};
+use iced_x86::code_asm::{CodeAssembler, dword_ptr, eax, ecx, qword_ptr, r8, rax, rbx, rcx, rdi};
 use tregion::exec::{Exit, Machine, MachineError, Vcpu};
 use tregion::guest::{GuestAddress, Permissions, RangeError};
 use tregion::memory::{Backing, MapError};
@@ -91,6 +91,15 @@ fn faults_are_not_taken_off_the_budget() {
         assert_eq!(guest.vcpu.executed(), 20 + u64::from(canonical), "{target:#x}");
         assert_eq!(guest.vcpu.rip().0, if canonical { target } else { CODE + 54 + 10 + 1 });
     }
+    // A load of what is not there, with as many instructions behind it.
+    let mut guest = guest(|a| {
+        (0..18).for_each(|_| a.inc(rbx).unwrap());
+        a.mov(eax, 0x1000).unwrap();
+        a.mov(rax, qword_ptr(rax)).unwrap();
+        (0..18).for_each(|_| a.inc(rbx).unwrap());
+    });
+    assert!(matches!(guest.vcpu.run(Some(1000)), Exit::Exception { .. }));
+    assert_eq!((guest.vcpu.executed(), guest.vcpu.rip().0), (19, CODE + 54 + 5));
 }
 
 #[test]
@@ -205,6 +214,15 @@ fn a_request_ends_endless_loops() {
         50,
     );
     assert!(counter.vcpu.gpr(RAX) > 0);
+    // A block that is a loop of its own.
+    kicked(
+        guest(|a| {
+            a.inc(rax).unwrap();
+            a.test(rax, rax).unwrap();
+            a.jnz(CODE).unwrap();
+        }),
+        50,
+    );
     kicked(
         guest(|a| {
             let (mut one, mut two) = (a.create_label(), a.create_label());
