@@ -69,12 +69,12 @@ impl Workshop {
             target => cargo.args(["--test", target]),
         };
         let messages = output(&mut cargo).map_err(|text| format!("does not build: {text}"))?;
-        let programs = messages.lines().filter_map(|line| {
+        let mut programs = messages.lines().filter_map(|line| {
             let message: serde_json::Value = serde_json::from_str(line).ok()?;
             let test = message["profile"]["test"].as_bool() == Some(true);
             message["executable"].as_str().filter(|_| test).map(PathBuf::from)
         });
-        programs.last().ok_or_else(|| "cargo names no test program".to_owned())
+        programs.next_back().ok_or_else(|| "cargo names no test program".to_owned())
     }
 
     fn cargo(&self, what: &str) -> Command {
