@@ -227,6 +227,23 @@ fn a_copied_program_and_a_shared_function() {
 }
 
 #[test]
+fn a_snapshot_of_code_that_only_the_host_writes() {
+    let mut guest = guest(|a| {
+        a.mov(eax, 1).unwrap();
+        a.hlt().unwrap();
+    });
+    let snapshot = guest.machine.snapshot().unwrap();
+    for value in 2..9 {
+        guest.machine.write(GuestAddress(CODE + 1), &[value]).unwrap();
+        guest.run();
+        assert_eq!(guest.vcpu.gpr(RAX), u64::from(value));
+        guest.machine.restore(&snapshot).unwrap();
+        guest.run();
+        assert_eq!(guest.vcpu.gpr(RAX), 1);
+    }
+}
+
+#[test]
 fn snapshots_of_code() {
     let value = |guest: &mut Guest| {
         guest.run();
