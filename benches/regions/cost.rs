@@ -5,14 +5,14 @@ use tregion::exec::{Machine, Vcpu};
 use tregion::guest::{GuestAddress, GuestRange};
 
 use crate::Failure;
-use crate::guests::{CODE, Program, chain, machine, range, run, star};
+use crate::guests::{CODE, HALT, Program, chain, machine, range, run, star};
 use crate::record::{Samples, show};
 
 /// Jumps of a chain, or to one block.
 const JUMPS: [u64; 4] = [1, 10, 100, 1000];
 const ROUNDS: usize = 20;
-/// Words that fill a second-level cache.
-const OTHER: usize = 1 << 19;
+/// Words of 32 MiB, more than this thread's share of any cache.
+const OTHER: usize = 1 << 22;
 /// Samples of one thing before it is another's turn.
 const BATCH: usize = 10;
 
@@ -20,6 +20,8 @@ const BATCH: usize = 10;
 pub(crate) trait Victim {
     /// Has everything translated and chained.
     fn prepare(&mut self) -> Result<(), Failure>;
+    /// What is timed, done to another page.
+    fn warm_up(&mut self) -> Result<(), Failure>;
     /// What is timed.
     fn strike(&mut self) -> Result<(), Failure>;
 }
@@ -73,30 +75,39 @@ impl Ours {
     pub(crate) fn machine(&self) -> &Machine {
         &self.machine
     }
+
+    fn invalidate(&self, page: GuestRange, block: GuestAddress) {
+        let struck = match self.how {
+            How::Region => {
+                self.machine.invalidate(page);
+                true
+            }
+            How::RegionSoon => {
+                self.machine.invalidate_soon(page);
+                true
+            }
+            How::Block => self.machine.invalidate_block(block),
+            How::BlockSoon => self.machine.invalidate_block_soon(block),
+        };
+        assert!(struck, "there is a block");
+    }
 }
 
 impl Victim for Ours {
     fn prepare(&mut self) -> Result<(), Failure> {
         // Jumps to a block that comes back need not be chained again.
+        run(&mut self.vcpu, HALT);
         run(&mut self.vcpu, self.program.entries[0]);
         Ok(())
     }
 
+    fn warm_up(&mut self) -> Result<(), Failure> {
+        self.invalidate(range(HALT, 1)?, GuestAddress(HALT));
+        Ok(())
+    }
+
     fn strike(&mut self) -> Result<(), Failure> {
-        let last = GuestAddress(self.program.last);
-        let struck = match self.how {
-            How::Region => {
-                self.machine.invalidate(self.page);
-                true
-            }
-            How::RegionSoon => {
-                self.machine.invalidate_soon(self.page);
-                true
-            }
-            How::Block => self.machine.invalidate_block(last),
-            How::BlockSoon => self.machine.invalidate_block_soon(last),
-        };
-        assert!(struck, "there is a block");
+        self.invalidate(self.page, GuestAddress(self.program.last));
         Ok(())
     }
 }
@@ -105,8 +116,12 @@ struct Series {
     name: &'static str,
     jumps: u64,
     victim: Box<dyn Victim>,
+    /// Right after everything was translated, …
     samples: Samples,
-    /// The same with the caches full of something else.
+    /// … when another page was invalidated in between, …
+    warm: Samples,
+    /// … and with the caches full of something else: more blocks leave less of what an invalidation
+    /// needs in the caches, and these two show what their number changes besides.
     cold: Samples,
 }
 
@@ -116,8 +131,14 @@ pub(crate) fn sample(victim: &mut dyn Victim, samples: &mut Samples) -> Result<(
     samples.time(|| victim.strike())
 }
 
-/// The same after `other` memory was read. More blocks leave less of what an invalidation needs in
-/// the caches, and that is all that their number changes.
+/// The same after another page was invalidated.
+fn sample_warm(victim: &mut dyn Victim, samples: &mut Samples) -> Result<(), Failure> {
+    victim.prepare()?;
+    victim.warm_up()?;
+    samples.time(|| victim.strike())
+}
+
+/// The same after `other` memory was read.
 fn sample_cold(
     victim: &mut dyn Victim,
     samples: &mut Samples,
@@ -143,8 +164,9 @@ pub(crate) fn invalidation() -> Result<Value, Failure> {
     }
     let other = vec![1; OTHER];
     for _ in 0..ROUNDS {
-        for Series { victim, samples, cold, .. } in &mut all {
+        for Series { victim, samples, warm, cold, .. } in &mut all {
             (0..BATCH).try_for_each(|_| sample(victim.as_mut(), samples))?;
+            (0..BATCH).try_for_each(|_| sample_warm(victim.as_mut(), warm))?;
             (0..BATCH).try_for_each(|_| sample_cold(victim.as_mut(), cold, &other))?;
         }
     }
@@ -153,14 +175,20 @@ pub(crate) fn invalidation() -> Result<Value, Failure> {
 
 impl Series {
     fn new(name: &'static str, jumps: u64, victim: Box<dyn Victim>) -> Self {
-        Self { name, jumps, victim, samples: Samples::default(), cold: Samples::default() }
+        let [samples, warm, cold] = [(); 3].map(|()| Samples::default());
+        Self { name, jumps, victim, samples, warm, cold }
     }
 
     fn done(self) -> Value {
-        let (times, cold) = (self.samples.summary(), self.cold.summary());
-        show(&format!("{}, {} jumps", self.name, self.jumps), &times);
-        show(&format!("{}, {} jumps, caches cold", self.name, self.jumps), &cold);
-        json!({ "how": self.name, "jumps": self.jumps, "nanoseconds": times, "cold": cold })
+        let name = format!("{}, {} jumps", self.name, self.jumps);
+        let [times, warm, cold] = [self.samples, self.warm, self.cold].map(Samples::summary);
+        show(&name, &times);
+        show(&format!("{name}, after another"), &warm);
+        show(&format!("{name}, caches cold"), &cold);
+        json!({
+            "how": self.name, "jumps": self.jumps, "nanoseconds": times, "after another": warm,
+            "cold": cold,
+        })
     }
 }
 

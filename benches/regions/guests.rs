@@ -8,6 +8,7 @@ use crate::Failure;
 
 pub(crate) const CODE: u64 = 0x40_0000;
 pub(crate) const SPIN: u64 = 0x80_0000;
+pub(crate) const HALT: u64 = 0x88_0000;
 pub(crate) const DATA: u64 = 0x90_0000;
 /// The number of RSI, which points at data.
 pub(crate) const RSI: usize = 6;
@@ -67,7 +68,7 @@ pub(crate) fn range(at: u64, bytes: u64) -> Result<GuestRange, Failure> {
     Ok(GuestRange::new(GuestAddress(at), bytes.next_multiple_of(0x1000))?)
 }
 
-/// A machine with a program in one mapping, which is one region, a spinner, and data.
+/// A machine with a program in one mapping, which is one region, a spinner, a halt, and data.
 pub(crate) fn machine(program: &Program) -> Result<Machine, Failure> {
     let machine = Machine::new(40)?;
     let bytes = program.bytes.len() as u64;
@@ -75,6 +76,8 @@ pub(crate) fn machine(program: &Program) -> Result<Machine, Failure> {
     machine.write(GuestAddress(CODE), &program.bytes)?;
     machine.map(range(SPIN, 1)?, Permissions::ReadExecute)?;
     machine.write(GuestAddress(SPIN), &[0xeb, 0xfe])?;
+    machine.map(range(HALT, 1)?, Permissions::ReadExecute)?;
+    machine.write(GuestAddress(HALT), &[0xf4])?;
     machine.map(range(DATA, 1)?, Permissions::ReadWrite)?;
     Ok(machine)
 }

@@ -5,7 +5,7 @@ use unicorn_engine::{Arch, Mode, Prot, Unicorn, uc_error};
 
 use crate::Failure;
 use crate::cost::Victim;
-use crate::guests::{CODE, Program, chain, star};
+use crate::guests::{CODE, HALT, Program, chain, star};
 
 /// What is invalidated.
 type Victims = Vec<(&'static str, u64, Box<dyn Victim>)>;
@@ -22,6 +22,8 @@ impl Theirs {
         let mut unicorn = Unicorn::new(Arch::X86, Mode::MODE_64).map_err(told)?;
         unicorn.mem_map(CODE, 0x1000, Prot::ALL).map_err(told)?;
         unicorn.mem_write(CODE, &program.bytes).map_err(told)?;
+        unicorn.mem_map(HALT, 0x1000, Prot::ALL).map_err(told)?;
+        unicorn.mem_write(HALT, &[0xf4]).map_err(told)?;
         Ok(Self { unicorn, entries: program.entries.clone(), first, end })
     }
 }
@@ -29,10 +31,14 @@ impl Theirs {
 impl Victim for Theirs {
     fn prepare(&mut self) -> Result<(), Failure> {
         // Jumps were patched back, all of them.
-        for entry in &self.entries {
+        for entry in [HALT].iter().chain(&self.entries) {
             self.unicorn.emu_start(*entry, 0, 0, 0).map_err(told)?;
         }
         Ok(())
+    }
+
+    fn warm_up(&mut self) -> Result<(), Failure> {
+        self.unicorn.ctl_remove_cache(HALT, HALT + 1).map_err(told)
     }
 
     fn strike(&mut self) -> Result<(), Failure> {

@@ -408,6 +408,7 @@ impl CodeCache {
     /// Gives back the memory of retired regions that no vCPU can be in any more. Of each page, the
     /// blocks of some regions are kept, to be adopted.
     pub(crate) fn reclaim(&mut self) {
+        self.limbo.settle(&self.changer.pin());
         let returned = self.limbo.returned();
         if returned.is_empty() {
             return;

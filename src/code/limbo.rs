@@ -23,12 +23,19 @@ impl<T: Send + 'static> Limbo<T> {
         self.inside.load(Ordering::Relaxed)
     }
 
-    /// Takes in what no lookup finds any more.
+    /// Takes in what no lookup finds any more. Until [`Self::settle`] it waits with whoever pins `guard`.
     pub(crate) fn retire(&self, thing: T, guard: &Guard) {
         self.inside.fetch_add(1, Ordering::Relaxed);
         let back = Arc::clone(&self.back);
         guard.defer(move || back.lock().unwrap_or_else(PoisonError::into_inner).push(thing));
-        guard.flush();
+    }
+
+    /// Has what was retired under guards of the same participant come back even if that one does nothing
+    /// more. It costs what is freed on the way, so it is no part of retiring.
+    pub(crate) fn settle(&self, guard: &Guard) {
+        if self.count() != 0 {
+            guard.flush();
+        }
     }
 
     /// What has come back.

@@ -33,7 +33,7 @@ fn nothing_comes_back_under_a_guard() {
 }
 
 /// I5: what one thread retires comes back to another that lets time go on, though the first goes nowhere.
-/// Threads: who retires, then waits; who hurries.
+/// Threads: who retires, settles, then waits; who hurries.
 /// Mutants: limbo-counts-wrong, limbo-hurries-too-little, limbo-keeps-to-its-thread.
 #[test]
 fn what_is_retired_comes_back_elsewhere() {
@@ -43,7 +43,10 @@ fn what_is_retired_comes_back_elsewhere() {
         let retirer = spawn({
             let (limbo, stages) = (Arc::clone(&limbo), Arc::clone(&stages));
             move || {
-                limbo.retire(5_u32, &pin());
+                let guard = pin();
+                limbo.retire(5_u32, &guard);
+                limbo.settle(&guard);
+                drop(guard);
                 stages.store(1, Ordering::Release);
                 while stages.load(Ordering::Acquire) != 2 {
                     yield_now();
