@@ -52,6 +52,8 @@ pub(crate) struct Lookups(Table<u64>);
 const FORMER_OF_PAGE: usize = 3;
 /// … and pages that have such.
 const MOST_FORMER: usize = 1 << 12;
+/// One part in this many of the memory in use is retired when there is no room.
+const PART_RETIRED: usize = 4;
 /// Opcodes with a 32-bit displacement.
 const CALL: u8 = 0xe8;
 const JUMP: u8 = 0xe9;
@@ -253,8 +255,9 @@ impl CodeCache {
             Some(&other.blocks[number as usize])
         })?;
         let (translated, source) = (Arc::clone(&found.translated), found.source.clone());
-        self.figures.blocks_adopted += 1;
-        Some(self.insert(id, key, translated, source, true))
+        let inserted = self.insert(id, key, translated, source, true);
+        self.figures.blocks_adopted += u64::from(inserted.is_ok());
+        Some(inserted)
     }
 
     /// How many blocks there have been for a key in its region.
@@ -354,6 +357,35 @@ impl CodeCache {
             any |= self.retire(id);
         }
         any
+    }
+
+    /// Retires regions until a quarter of the memory in use is retired; whether that was still to be done.
+    /// First go those that no lookup has come to since the last time, and the oldest before others. Lookups
+    /// come again to those that are in use, since the vCPUs then empty their jump caches.
+    pub(crate) fn retire_cold(&mut self) -> bool {
+        let chunks = |region: &Region| region.chunks.len();
+        let all: usize = self.regions.values().map(chunks).sum();
+        let mut living: Vec<(bool, RegionId, usize)> = self
+            .regions
+            .iter()
+            .filter(|(_, region)| !region.retired && !region.chunks.is_empty())
+            .map(|(id, region)| (region.live.used.is_set(), *id, chunks(region)))
+            .collect();
+        living.sort_unstable();
+        let mut retired = all - living.iter().map(|(_, _, chunks)| chunks).sum::<usize>();
+        if retired * PART_RETIRED >= all {
+            // It will be room, and nobody has had time to look up anything.
+            return false;
+        }
+        for (_, id, chunks) in living {
+            if retired * PART_RETIRED >= all {
+                self.regions[&id].live.used.clear();
+            } else {
+                self.retire(id);
+                retired += chunks;
+            }
+        }
+        true
     }
 
     /// Retires every region.

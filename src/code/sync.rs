@@ -25,5 +25,26 @@ mod implementation {
     pub(crate) use std::sync::PoisonError;
 }
 
+/// A mark that protocols do not rely on, so that loom has nothing to explore in it.
+#[derive(Debug, Default)]
+pub(crate) struct Hint(std::sync::atomic::AtomicBool);
+
+impl Hint {
+    /// Sets it; costs a load if it is.
+    pub(crate) fn set(&self) {
+        if !self.is_set() {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn clear(&self) {
+        self.0.store(false, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
 pub(crate) use crossbeam_epoch::{Atomic, Guard, Owned, Shared, unprotected};
 pub(crate) use implementation::*;

@@ -7,19 +7,21 @@
 #![allow(unsafe_code, reason = "follows pointers that an epoch guards")]
 
 use super::index::{Index, Tagged};
-use super::sync::{Arc, Atomic, AtomicBool, Guard, Ordering, Owned, unprotected};
+use super::sync::{Arc, Atomic, AtomicBool, Guard, Hint, Ordering, Owned, unprotected};
 
 /// What lookups see of a region.
 #[derive(Debug)]
 pub(crate) struct Live<V: Copy + Send + Sync + 'static> {
     alive: AtomicBool,
+    /// A lookup has come here.
+    pub(crate) used: Hint,
     pub(crate) index: Index<V>,
 }
 
 impl<V: Copy + Send + Sync + 'static> Live<V> {
     /// An empty region.
     pub(crate) fn new(index: Index<V>) -> Self {
-        Self { alive: AtomicBool::new(true), index }
+        Self { alive: AtomicBool::new(true), used: Hint::default(), index }
     }
 
     /// No lookup that starts from here on finds anything in it.
@@ -58,6 +60,7 @@ impl<V: Copy + Send + Sync + 'static> Table<V> {
         // SAFETY: nodes are freed through the epoch, or by `drop`.
         while let Some(node) = unsafe { next.as_ref() } {
             if node.page == page && node.region.alive.load(Ordering::Acquire) {
+                node.region.used.set();
                 return node.region.index.find(key, guard);
             }
             next = node.next.load(Ordering::Acquire, guard);

@@ -31,6 +31,7 @@ enum Operation {
     Invalidate(Key),
     RetirePage(u64),
     RetireAll,
+    RetireCold,
     Reclaim,
 }
 
@@ -46,6 +47,7 @@ fn operations() -> impl Strategy<Value = Operation> {
         3 => keys().prop_map(Operation::Invalidate),
         2 => (0..PAGES).prop_map(Operation::RetirePage),
         1 => Just(Operation::RetireAll),
+        1 => Just(Operation::RetireCold),
         2 => Just(Operation::Reclaim),
     ]
 }
@@ -70,6 +72,15 @@ impl Twin {
             self.regions.retain(|_, span| *span != (first, last));
             self.blocks.retain(|(pc, _), _| !(first..=last).contains(&(pc / PAGE_SIZE)));
         }
+    }
+}
+
+impl Twin {
+    /// All regions go but those whose pages are to be kept.
+    fn keep(&mut self, is_kept: impl Fn(u64) -> bool) {
+        self.regions.retain(|page, _| is_kept(*page));
+        let regions = &self.regions;
+        self.blocks.retain(|(pc, _), _| regions.contains_key(&(pc / PAGE_SIZE)));
     }
 }
 
@@ -145,6 +156,10 @@ proptest! {
                 Operation::RetireAll => {
                     cache.retire_all();
                     twin = Twin::default();
+                }
+                Operation::RetireCold => {
+                    cache.retire_cold();
+                    twin.keep(|page| cache.region_of(GuestAddress(page * PAGE_SIZE)).is_some());
                 }
                 Operation::Reclaim => {
                     cache.hurry();

@@ -20,8 +20,6 @@ use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
 use crate::memory::{AccessError, AddressSpace, MapError, PageId};
 use crate::translate::{Request, Stub, TranslatedBlock, Translator};
 
-/// Bytes of code memory of a machine, of which only what is used costs anything.
-const ARENA_BYTES: usize = 256 << 20;
 /// Bytes of guest code that one block can be made from: 64 instructions of 15 bytes.
 const MOST_SOURCE: usize = 1024;
 /// Pages that a region of code that is not writable spans at most.
@@ -38,7 +36,8 @@ pub(super) enum Found {
     At(u64),
     /// There is no code, or none that can be translated.
     Nothing,
-    /// Code memory is full: all code is retired, and once every vCPU has left it there is room.
+    /// Code memory is full: the coldest regions are retired, and once every vCPU has left them there is
+    /// room.
     NoRoom,
 }
 
@@ -68,13 +67,14 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(memory: AddressSpace) -> io::Result<Self> {
+    /// With so many bytes of code memory.
+    pub(super) fn new(memory: AddressSpace, code_bytes: usize) -> io::Result<Self> {
         let prelude = Prelude::new();
         // The second chunk is for code that is executed once.
         let mut code = prelude.code;
         assert!(code.len() <= CHUNK_BYTES, "the prelude fits into a chunk");
         code.resize(2 * CHUNK_BYTES, 0xcc);
-        let arena = Arena::new(ARENA_BYTES, &code)?;
+        let arena = Arena::new(code_bytes, &code)?;
         let (range, enter) = (arena.executable_range(), arena.address(prelude.enter));
         let cache = CodeCache::new(arena, prelude.stubs);
         let registration = Registration::new(range, cache.stub(Stub::Fault))?;
@@ -187,9 +187,11 @@ impl Core {
             let bytes = self.source[..block.guest_bytes as usize].into();
             Source { bytes, checked }
         });
-        self.cache.count(&block);
-        let jumps = self.hooks.allow_jump(key.pc);
-        let inserted = self.cache.insert(region, key, Arc::new(block), source, jumps);
+        let (jumps, block) = (self.hooks.allow_jump(key.pc), Arc::new(block));
+        let inserted = self.cache.insert(region, key, Arc::clone(&block), source, jumps);
+        if inserted.is_ok() {
+            self.cache.count(&block);
+        }
         self.found(inserted)
     }
 
@@ -198,7 +200,9 @@ impl Core {
         match inserted {
             Ok(address) => Found::At(address),
             Err(_full) => {
-                self.retire_all();
+                if self.cache.retire_cold() {
+                    self.gates.invalidated();
+                }
                 Found::NoRoom
             }
         }

@@ -1,7 +1,7 @@
 //! [`Machine`]: guest memory and the code translated from it.
 
 use std::io;
-use std::ops::RangeBounds;
+use std::ops::{RangeBounds, RangeInclusive};
 
 use super::core::Core;
 use super::cpuid::CpuidModel;
@@ -40,12 +40,28 @@ pub enum MachineError {
     /// The processor lacks something.
     #[error("the host's processor lacks {0}")]
     Lacks(&'static str),
+    /// Code memory has bounds, since jumps reach all of it.
+    #[error("{0} bytes of code memory: it can have 1 MiB to 1 GiB")]
+    CodeMemory(usize),
 }
+
+/// Bytes of code memory, of which only what is used costs anything: if not said, and the bounds.
+const CODE_MEMORY: usize = 256 << 20;
+const CODE_MEMORY_BOUNDS: RangeInclusive<usize> = 1 << 20..=1 << 30;
 
 impl Machine {
     /// A machine without memory, whose window has 2^`window_bits` bytes, 32 to 46. What is mapped
     /// above the window works, slowly.
     pub fn new(window_bits: u32) -> Result<Self, MachineError> {
+        Self::with_code_memory(window_bits, CODE_MEMORY)
+    }
+
+    /// The same with so many bytes of memory for translated code, 1 MiB to 1 GiB, instead of 256 MiB.
+    /// When it is full, what was not used for long is dropped.
+    pub fn with_code_memory(window_bits: u32, bytes: usize) -> Result<Self, MachineError> {
+        if !CODE_MEMORY_BOUNDS.contains(&bytes) {
+            return Err(MachineError::CodeMemory(bytes));
+        }
         const HWCAP2_FSGSBASE: u64 = 1 << 1;
         if !std::arch::is_x86_feature_detected!("bmi2") {
             return Err(MachineError::Lacks("BMI2"));
@@ -58,7 +74,7 @@ impl Machine {
         }
         let memory = AddressSpace::new(window_bits)?;
         let window = memory.window_start() as u64;
-        let core = Core::new(memory)?;
+        let core = Core::new(memory, bytes)?;
         Ok(Self { shared: Arc::new(Shared::new(core)), window })
     }
 

@@ -4,7 +4,7 @@ use iced_x86::code_asm::{
     CodeAssembler, al, bl, byte_ptr, dword_ptr, eax, ebx, ecx, edx, qword_ptr, rax, rbx, rcx, rdi,
     rdx, rsi,
 };
-use tregion::exec::Exit;
+use tregion::exec::{Exit, Machine};
 use tregion::guest::{GuestAddress, Permissions};
 
 use crate::guest::{CODE, Guest, RAX, RBX, RCX, RDI, RDX, RSI, assemble, guest, range};
@@ -392,4 +392,51 @@ fn a_written_page_gets_a_region_of_its_own() {
     (0..4).for_each(|page| assert_eq!(run(page), if page == 1 { 31 } else { 10 + page }));
     let after = made();
     assert_eq!((after.0 - before.0, after.1 - before.1, after.2 - before.2), (1, 0, 1));
+}
+
+#[test]
+fn full_code_memory_keeps_what_is_in_use() {
+    const PAGES: u64 = 400;
+    const ROUNDS: u64 = 3;
+    let (first, hot) = (CODE + 0x1000, CODE);
+    let machine = Machine::with_code_memory(40, 1 << 20).unwrap();
+    machine.map(range(CODE, PAGES + 1), Permissions::ReadWriteExecute).unwrap();
+    let page = |number: u64| first + number * 0x1000;
+    for number in 0..PAGES {
+        let code = assemble(page(number), |a| {
+            a.add(rax, number as i32).unwrap();
+            a.jmp(hot).unwrap();
+        });
+        machine.write(GuestAddress(page(number)), &code).unwrap();
+    }
+    let code = assemble(hot, |a| {
+        a.inc(rbx).unwrap();
+        a.hlt().unwrap();
+    });
+    machine.write(GuestAddress(hot), &code).unwrap();
+    let mut vcpu = machine.vcpu().unwrap();
+    for number in (0..ROUNDS).flat_map(|_| 0..PAGES) {
+        vcpu.set_rip(GuestAddress(page(number)));
+        assert_eq!(vcpu.run(None), Exit::Halt);
+    }
+    assert_eq!(vcpu.gpr(RAX), ROUNDS * PAGES * (PAGES - 1) / 2);
+    assert_eq!(vcpu.gpr(RBX), ROUNDS * PAGES);
+    let figures = machine.figures();
+    let made = figures.translations + figures.blocks_adopted;
+    // A chunk of 16 KiB a page: none of the other pages' blocks lasts a round.
+    let of_the_others = ROUNDS * PAGES;
+    assert!((of_the_others + 1..of_the_others + 8).contains(&made), "{figures:?}");
+    assert!(figures.used_bytes <= 1 << 20);
+}
+
+#[test]
+fn code_memory_has_bounds() {
+    for bytes in [0, (1 << 20) - 1, (1 << 30) + 1, usize::MAX] {
+        let error = Machine::with_code_memory(40, bytes).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("{bytes} bytes of code memory: it can have 1 MiB to 1 GiB")
+        );
+    }
+    assert!(Machine::with_code_memory(40, 1 << 30).is_ok());
 }
