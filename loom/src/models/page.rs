@@ -13,6 +13,9 @@ const KEY: Tagged = Tagged { pc: 0x7000, tag: 1 };
 /// A bit of a block: it compares its source before it runs.
 const CHECKED: u64 = 1 << 8;
 
+/// More translations than any interleaving makes.
+const MOST_BLOCKS: usize = 64;
+
 /// Guest code of two words and how stores to it end.
 struct Page {
     words: [u64; 2],
@@ -50,7 +53,7 @@ impl Machine {
         table.insert(PAGE, Arc::clone(&region), &pin());
         Arc::new(Self {
             table,
-            host: HostCode::new(&[0; 8]),
+            host: HostCode::new(&[0; MOST_BLOCKS]),
             page: Mutex::new(Page { words: [0, 0], watched: false }),
             locked: Mutex::new(Locked { region, checked: false, free: 0 }),
             order,
