@@ -204,9 +204,8 @@ const SPOILERS: [Spoiler; 8] = [
         )
     }),
     ("an exit has no stub", |block| {
-        let mut spoilt = block.clone();
-        spoilt.relocations.pop()?;
-        Some(spoilt)
+        let (_, kept) = block.relocations.split_last()?;
+        Some(TranslatedBlock { relocations: kept.into(), ..block.clone() })
     }),
     ("the jump cache is missed", |block| {
         replace(

@@ -6,10 +6,11 @@
 //! each vCPU is asked to come out; once no vCPU can be in it or come back to what it knows of it
 //! ([`Limbo`]), it and its code memory go.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
 
 use super::arena::{Arena, CHUNK_BYTES};
-use super::chunks::ChunkId;
 use super::epoch::{Epoch, Participant};
 use super::figures::Figures;
 use super::limbo::Limbo;
@@ -30,16 +31,16 @@ pub(crate) struct CodeCache {
     /// Whoever changes the cache, in the epoch.
     changer: Participant,
     /// Those that are retired too, until they go.
-    regions: HashMap<RegionId, Region>,
+    regions: FxHashMap<RegionId, Region>,
     limbo: Limbo<RegionId>,
     /// By number of a guest page: the region that it lies in, …
-    table: HashMap<u64, RegionId>,
+    table: FxHashMap<u64, RegionId>,
     /// … and those whose blocks reach into it from another.
-    straddling: HashMap<u64, Vec<RegionId>>,
+    straddling: FxHashMap<u64, Vec<RegionId>>,
     /// By number of a guest page: retired regions that it lay in, the last one last.
-    former: HashMap<u64, VecDeque<RegionId>>,
-    /// By chunk: whose it is.
-    owners: Vec<Option<RegionId>>,
+    former: FxHashMap<u64, VecDeque<RegionId>>,
+    /// By chunk: whose it is, and which of its chunks.
+    owners: Vec<Option<(RegionId, usize)>>,
     next: u64,
     figures: Figures,
 }
@@ -90,11 +91,11 @@ impl CodeCache {
             lookups: Arc::new(Lookups(Table::new(BUCKETS))),
             changer: epoch.participant(),
             epoch,
-            regions: HashMap::new(),
+            regions: FxHashMap::default(),
             limbo: Limbo::new(),
-            table: HashMap::new(),
-            straddling: HashMap::new(),
-            former: HashMap::new(),
+            table: FxHashMap::default(),
+            straddling: FxHashMap::default(),
+            former: FxHashMap::default(),
             owners: Vec::new(),
             next: 0,
             figures: Figures::default(),
@@ -130,10 +131,6 @@ impl CodeCache {
 
     pub(crate) fn arena(&self) -> &Arena {
         &self.arena
-    }
-
-    pub(crate) fn arena_mut(&mut self) -> &mut Arena {
-        &mut self.arena
     }
 
     /// Whether there is no region but retired ones.
@@ -183,16 +180,11 @@ impl CodeCache {
         source: Option<Source>,
         jumps: bool,
     ) -> Result<u64, Full> {
-        let mut code = translated.code.clone();
-        let offset = self.allocate(id, code.len())?;
-        self.relocate(offset, &translated, &mut code);
-        self.arena.write(offset, &code);
+        let offset = self.allocate(id, translated.code.len())?;
+        self.place(offset, &translated);
         self.note_straddling(id, key.pc, translated.guest_bytes);
         let region = self.regions.get_mut(&id).expect("the caller has just found it");
-        let number = region.blocks.len() as u32;
-        region.blocks.push(Block { key, offset, translated, source });
-        let (_, blocks) = region.chunks.last_mut().expect("space was just taken from it");
-        blocks.push(number);
+        let number = region.add(Block { key, offset, translated, source, previous: None });
         Ok(self.publish(id, number, jumps))
     }
 
@@ -210,12 +202,8 @@ impl CodeCache {
         let region = self.regions.get_mut(&id).expect("the caller has just found it");
         let (key, offset) =
             (region.blocks[number as usize].key, region.blocks[number as usize].offset);
-        let versions = region.versions.entry(key).or_default();
-        if !versions.contains(&number) {
-            versions.push(number);
-        }
-        for other in versions.iter().filter(|other| jumps && **other != number) {
-            let from = region.blocks[*other as usize].offset;
+        for other in region.versions(key).filter(|other| jumps && *other != number) {
+            let from = region.blocks[other as usize].offset;
             self.arena.patch_entry(from, transfer(JUMP, from, offset));
         }
         let (address, guard) = (self.arena.address(offset), self.changer.pin());
@@ -248,6 +236,10 @@ impl CodeCache {
             self.figures.blocks_revived += 1;
             return Some(Ok(self.publish(id, number, true)));
         }
+        if region.versions.contains_key(&key) {
+            // Former regions were looked through for the first; what came after was written since.
+            return None;
+        }
         let former = self.former.get(&page(key.pc))?;
         let found = former.iter().rev().find_map(|other| {
             let other = self.regions.get(other).filter(|other| other.span == region.span)?;
@@ -263,16 +255,17 @@ impl CodeCache {
     /// How many blocks there have been for a key in its region.
     pub(crate) fn versions(&self, id: RegionId, key: Key) -> usize {
         let region = self.regions.get(&id);
-        region.and_then(|region| region.versions.get(&key)).map_or(0, Vec::len)
+        region.and_then(|region| region.versions.get(&key)).map_or(0, |(_, count)| *count)
     }
 
-    /// Resolves the calls of stubs in `code`, which goes to `offset` of the arena.
-    pub(crate) fn relocate(&self, offset: usize, block: &TranslatedBlock, code: &mut [u8]) {
+    /// Writes a block's code to `offset` of the arena and resolves its calls of stubs.
+    pub(crate) fn place(&mut self, offset: usize, block: &TranslatedBlock) {
+        self.arena.write(offset, &block.code);
         for relocation in &block.relocations {
-            let place = relocation.offset as usize;
+            let place = offset + relocation.offset as usize;
             let stub = i64::from(self.stubs[relocation.stub as usize]);
-            let distance = stub - (offset + place + 4) as i64;
-            code[place..place + 4].copy_from_slice(&(distance as i32).to_le_bytes());
+            let distance = stub - (place + 4) as i64;
+            self.arena.write(place, &(distance as i32).to_le_bytes());
         }
     }
 
@@ -286,7 +279,7 @@ impl CodeCache {
             region.fill = 0;
             let index = chunk.0 as usize;
             self.owners.resize(self.owners.len().max(index + 1), None);
-            self.owners[index] = Some(id);
+            self.owners[index] = Some((id, region.chunks.len() - 1));
         }
         let (chunk, _) = region.chunks.last().expect("there is one now");
         let offset = chunk.start() + region.fill;
@@ -306,8 +299,7 @@ impl CodeCache {
     /// The block that a host address lies in, of a retired region too.
     pub(crate) fn locate(&self, address: u64) -> Option<Located<'_>> {
         let offset = self.arena.offset(address)?;
-        let chunk = ChunkId((offset / CHUNK_BYTES) as u32);
-        let region = (*self.owners.get(chunk.0 as usize)?)?;
+        let (region, chunk) = (*self.owners.get(offset / CHUNK_BYTES)?)?;
         let block = self.regions.get(&region)?.block_at(chunk, offset)?;
         Some(Located { block, offset: (offset - block.offset) as u32 })
     }
@@ -317,7 +309,8 @@ impl CodeCache {
     pub(crate) fn chain(&mut self, from: u64, patch: u32, target: u64) {
         let place = self.arena.offset(from).expect("blocks are in the arena") + patch as usize;
         let target = self.arena.offset(target).expect("blocks are in the arena");
-        if self.owners[place / CHUNK_BYTES] != self.owners[target / CHUNK_BYTES] {
+        let owner = |offset: usize| self.owners[offset / CHUNK_BYTES].map(|(region, _)| region);
+        if owner(place) != owner(target) {
             return;
         }
         let distance = target as i64 - (place + 4) as i64;

@@ -1,6 +1,6 @@
 //! [`Region`]: a span of guest pages and the blocks translated from it.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 use super::chunks::ChunkId;
 use super::index::{Index, Tagged};
@@ -35,6 +35,8 @@ pub(crate) struct Block {
     pub(crate) translated: Arc<TranslatedBlock>,
     /// What it was translated from, if it may be used again where the same is found.
     pub(crate) source: Option<Source>,
+    /// The one made before it with the same key.
+    pub(crate) previous: Option<u32>,
 }
 
 /// What a block was translated from.
@@ -75,8 +77,8 @@ pub(crate) struct Region {
     pub(crate) kept: usize,
     /// Its blocks in order of their making, …
     pub(crate) blocks: Vec<Block>,
-    /// … those of each key, …
-    pub(crate) versions: HashMap<Key, Vec<u32>>,
+    /// … the last of each key and how many there are, …
+    pub(crate) versions: FxHashMap<Key, (u32, usize)>,
     /// … and for each chunk, its blocks by offset.
     pub(crate) chunks: Vec<(ChunkId, Vec<u32>)>,
     /// Bytes used of the last chunk.
@@ -94,22 +96,39 @@ impl Region {
             retired: false,
             kept: 0,
             blocks: Vec::new(),
-            versions: HashMap::new(),
+            versions: FxHashMap::default(),
             chunks: Vec::new(),
             fill: 0,
             straddled: Vec::new(),
         }
     }
 
-    /// A block of a key for which `is_it` is true, the last one first.
-    pub(crate) fn version(&self, key: Key, is_it: impl Fn(&Block) -> bool) -> Option<u32> {
-        let versions = self.versions.get(&key)?;
-        versions.iter().rev().copied().find(|number| is_it(&self.blocks[*number as usize]))
+    /// Adds a block in the region's last chunk. Gives its number.
+    pub(crate) fn add(&mut self, block: Block) -> u32 {
+        let number = self.blocks.len() as u32;
+        let (last, count) = self.versions.entry(block.key).or_insert((number, 0));
+        let previous = (*count > 0).then_some(*last);
+        (*last, *count) = (number, *count + 1);
+        self.blocks.push(Block { previous, ..block });
+        let (_, blocks) = self.chunks.last_mut().expect("a block lies in a chunk");
+        blocks.push(number);
+        number
     }
 
-    /// The block whose code is at `offset` of the arena, which lies in `chunk`.
-    pub(crate) fn block_at(&self, chunk: ChunkId, offset: usize) -> Option<&Block> {
-        let (_, blocks) = self.chunks.iter().find(|(id, _)| *id == chunk)?;
+    /// The numbers of the blocks of a key, the last one first.
+    pub(crate) fn versions(&self, key: Key) -> impl Iterator<Item = u32> {
+        let last = self.versions.get(&key).map(|(last, _)| *last);
+        std::iter::successors(last, |number| self.blocks[*number as usize].previous)
+    }
+
+    /// A block of a key for which `is_it` is true, the last one first.
+    pub(crate) fn version(&self, key: Key, is_it: impl Fn(&Block) -> bool) -> Option<u32> {
+        self.versions(key).find(|number| is_it(&self.blocks[*number as usize]))
+    }
+
+    /// The block whose code is at `offset` of the arena, which lies in the chunk of this number.
+    pub(crate) fn block_at(&self, chunk: usize, offset: usize) -> Option<&Block> {
+        let (_, blocks) = self.chunks.get(chunk)?;
         let after = blocks.partition_point(|&index| self.blocks[index as usize].offset <= offset);
         let block = &self.blocks[blocks[after.checked_sub(1)?] as usize];
         (offset < block.offset + block.translated.code.len()).then_some(block)

@@ -87,10 +87,10 @@ impl Twin {
 fn block() -> TranslatedBlock {
     TranslatedBlock {
         code: ENTRY.iter().copied().chain([0x90; 300]).collect(),
-        exits: Vec::new(),
-        relocations: Vec::new(),
-        side_table: Vec::new(),
-        x87_opcodes: Vec::new(),
+        exits: Box::default(),
+        relocations: Box::default(),
+        side_table: Box::default(),
+        x87_opcodes: Box::default(),
         guest_bytes: LENGTH,
         instructions: 1,
         truncated: false,

@@ -4,6 +4,7 @@
 use std::io;
 
 use iced_x86::{CpuidFeature, Decoder, DecoderOptions, FlowControl};
+use smallvec::SmallVec;
 
 use super::code_pages::CodePages;
 use super::cpuid::CpuidModel;
@@ -130,7 +131,7 @@ impl Core {
         let writable = self.memory.find(key.pc).is_some_and(|mapping| mapping.permissions.write());
         let next = self.memory.page_at(key.pc.wrapping_add(in_page as u64));
         let next = next.filter(|_| most > in_page);
-        let mut pages = vec![own];
+        let mut pages = SmallVec::<[PageId; 2]>::from_slice(&[own]);
         // Blocks end with a page that is written; but for an instruction that goes on in the next.
         if !writable {
             pages.extend(next);
@@ -267,9 +268,9 @@ impl Core {
         Some((GuestAddress(first * PAGE_SIZE), GuestAddress(last * PAGE_SIZE + (PAGE_SIZE - 1))))
     }
 
-    fn pages_of(&self, address: GuestAddress, length: u64) -> Vec<PageId> {
+    fn pages_of(&self, address: GuestAddress, length: u64) -> SmallVec<[PageId; 2]> {
         let last = address.wrapping_add(length.max(1) - 1).page_start();
-        let mut pages = Vec::with_capacity(2);
+        let mut pages = SmallVec::new();
         let mut next = address.page_start();
         loop {
             pages.extend(self.memory.page_at(next));
@@ -281,11 +282,9 @@ impl Core {
     }
 
     /// Puts a block in place that is executed once. Gives its host address.
-    pub(super) fn place_once(&mut self, block: &mut TranslatedBlock) -> u64 {
-        let mut code = std::mem::take(&mut block.code);
-        assert!(code.len() <= CHUNK_BYTES, "one instruction fits into a chunk");
-        self.cache.relocate(self.scratch, block, &mut code);
-        self.cache.arena_mut().write(self.scratch, &code);
+    pub(super) fn place_once(&mut self, block: &TranslatedBlock) -> u64 {
+        assert!(block.code.len() <= CHUNK_BYTES, "one instruction fits into a chunk");
+        self.cache.place(self.scratch, block);
         self.cache.arena().address(self.scratch)
     }
 

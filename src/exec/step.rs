@@ -114,8 +114,8 @@ impl Vcpu {
         slot: Option<u32>,
     ) -> Single {
         let block = core.translator.single(self.pc, instruction, &self.bytes, slot);
-        let Some(mut block) = block else { return Single::None };
-        let start = core.place_once(&mut block);
+        let Some(block) = block else { return Single::None };
+        let start = core.place_once(&block);
         self.memory.block_mut().entry = start;
         self.memory.enter(core.door);
         self.fix_instruction_pointer(core);

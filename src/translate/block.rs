@@ -70,6 +70,17 @@ pub struct Exit {
     pub leave: Leave,
 }
 
+impl Exit {
+    /// The same in a block whose code begins `by` bytes earlier.
+    pub(super) fn moved(self, by: u32) -> Self {
+        let leave = match self.leave {
+            Leave::Direct { target, patch } => Leave::Direct { target, patch: patch + by },
+            other => other,
+        };
+        Self { offset: self.offset + by, leave }
+    }
+}
+
 /// A four-byte displacement that depends on where the code lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Relocation {
@@ -153,16 +164,16 @@ impl X87Opcode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TranslatedBlock {
     /// Host code, to be put at a multiple of [`CODE_ALIGNMENT`].
-    pub code: Vec<u8>,
+    pub code: Box<[u8]>,
     /// Ways out, by offset.
-    pub exits: Vec<Exit>,
+    pub exits: Box<[Exit]>,
     /// To be resolved when the code is put in place.
-    pub relocations: Vec<Relocation>,
+    pub relocations: Box<[Relocation]>,
     /// By offset of host code.
-    pub side_table: Vec<SideEntry>,
+    pub side_table: Box<[SideEntry]>,
     /// x87 instructions whose encoding is not the guest's: the unit notes the opcode of its last
     /// instruction with an unmasked exception.
-    pub x87_opcodes: Vec<X87Opcode>,
+    pub x87_opcodes: Box<[X87Opcode]>,
     /// Bytes of guest code that it was made from, from the block's address on.
     pub guest_bytes: u32,
     /// Guest instructions in it, the one that it leaves to an assist apart.

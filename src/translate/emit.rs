@@ -44,18 +44,31 @@ pub(super) struct Mark {
     x87_opcodes: usize,
 }
 
-impl Emitter {
-    pub(super) fn new() -> Self {
+impl Default for Emitter {
+    /// An empty one, for which no memory is taken yet.
+    fn default() -> Self {
         Self {
-            ops: SimpleAssembler { ops: Vec::with_capacity(1024) },
-            exits: Vec::with_capacity(4),
-            relocations: Vec::with_capacity(4),
-            side_table: Vec::with_capacity(32),
+            ops: SimpleAssembler { ops: Vec::new() },
+            exits: Vec::new(),
+            relocations: Vec::new(),
+            side_table: Vec::new(),
             x87_opcodes: Vec::new(),
             guest: 0,
             index: 0,
             recovery: Recovery::PLAIN,
         }
+    }
+}
+
+impl Emitter {
+    /// Makes it empty, for another block.
+    pub(super) fn clear(&mut self) {
+        self.ops.ops.clear();
+        self.exits.clear();
+        self.relocations.clear();
+        self.side_table.clear();
+        self.x87_opcodes.clear();
+        self.begin(0, 0);
     }
 
     /// Emits what a block begins with.
@@ -175,9 +188,9 @@ impl Emitter {
         dynasm!(self.ops; .arch x64; mov Rd(register), Rd(register));
     }
 
-    /// Leaves with [`Stub::Changed`] unless `size` bytes of guest memory at `address`, a constant in
-    /// the window, are `word`. Uses R14.
-    pub(super) fn compare_guest(&mut self, address: u64, size: u8, word: u64) {
+    /// Jumps unless `size` bytes of guest memory at `address`, a constant in the window, are `word`; the
+    /// place of the jump's displacement. Uses R14 and RCX.
+    pub(super) fn compare_guest(&mut self, address: u64, size: u8, word: u64) -> u32 {
         self.constant(FREE, address);
         self.bytes(&[0x65]);
         match size {
@@ -186,15 +199,44 @@ impl Emitter {
             2 => dynasm!(self.ops; .arch x64; movzx r14d, WORD [r14]),
             _ => dynasm!(self.ops; .arch x64; movzx r14d, BYTE [r14]),
         }
-        self.spill(0, RCX);
         self.constant(RCX, word.wrapping_neg());
         self.add(RCX, RCX, FREE);
-        self.bytes(&[0xe3, 0]);
-        let same = self.offset() - 1;
+        const JUMP: [u8; 5] = [0xe9, 0, 0, 0, 0];
+        self.bytes(&[0xe3, JUMP.len() as u8]);
+        self.bytes(&JUMP);
+        self.offset() - 4
+    }
+
+    /// Leaves, with RCX in spill slot 0, with [`Stub::Changed`].
+    pub(super) fn leave_changed(&mut self) {
+        self.begin(0, 0);
+        let mut recovery = self.recovery;
+        recovery.spilled[0] = Some(RCX);
+        self.recover(recovery);
         self.load(RCX, at::spill(0));
         self.leave(Stub::Changed, Leave::Changed);
-        self.land_short(same);
-        self.restore(0);
+    }
+
+    /// No-operations until the next block of sixteen bytes.
+    pub(super) fn align(&mut self) {
+        const PADDING: [&[u8]; 4] = [&[], &[0x90], &[0x66, 0x90], &[0x0f, 0x1f, 0x00]];
+        while !self.offset().is_multiple_of(16) {
+            let missing = (16 - self.offset() % 16).min(3);
+            self.bytes(PADDING[missing as usize]);
+        }
+    }
+
+    /// Goes on with the code of `other`, which was emitted for the same alignment.
+    pub(super) fn append(&mut self, other: &Self) {
+        let by = self.offset();
+        self.ops.ops.extend_from_slice(&other.ops.ops);
+        self.exits.extend(other.exits.iter().map(|exit| exit.moved(by)));
+        let relocations = other.relocations.iter();
+        self.relocations.extend(relocations.map(|it| Relocation { offset: it.offset + by, ..*it }));
+        let side_table = other.side_table.iter();
+        self.side_table
+            .extend(side_table.map(|entry| SideEntry { host: entry.host + by, ..*entry }));
+        self.x87_opcodes.extend_from_slice(&other.x87_opcodes);
     }
 
     /// Faults unless the address in `register` lies in the window, or itself faults when used.
@@ -364,13 +406,14 @@ impl Emitter {
         dynasm!(self.ops; .arch x64; movzx r14d, r14w; jmp QWORD [rsp + r14 * 8 + at::JUMP_HOSTS]);
     }
 
-    pub(super) fn finish(self, guest_bytes: u32, instructions: u16) -> TranslatedBlock {
+    /// What was emitted, in no more memory than it needs.
+    pub(super) fn finish(&self, guest_bytes: u32, instructions: u16) -> TranslatedBlock {
         TranslatedBlock {
-            code: self.ops.ops,
-            exits: self.exits,
-            relocations: self.relocations,
-            side_table: self.side_table,
-            x87_opcodes: self.x87_opcodes,
+            code: self.ops.ops.as_slice().into(),
+            exits: self.exits.as_slice().into(),
+            relocations: self.relocations.as_slice().into(),
+            side_table: self.side_table.as_slice().into(),
+            x87_opcodes: self.x87_opcodes.as_slice().into(),
             guest_bytes,
             instructions,
             truncated: false,

@@ -26,6 +26,7 @@ use iced_x86::{
     Code, Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
     OpKind, Register,
 };
+use smallvec::SmallVec;
 
 pub use block::{
     CODE_ALIGNMENT, ENTRY, Exit, Leave, POLL_LOAD, Purpose, Recovery, Relocation, SideEntry, Stub,
@@ -74,9 +75,14 @@ pub struct Translator {
     information: InstructionInfoFactory,
     /// By opcode: what it writes, once that is known.
     writes: Vec<Option<Writes>>,
+    /// By opcode, without and with a memory operand: whether it stores, once that is known.
+    stores: Vec<Option<bool>>,
     probed: Probed,
     /// Where in the slot the memory operand is, when it is not in the window.
     slot: Option<u32>,
+    /// Memory for the next block, and for what it begins with.
+    emitter: Emitter,
+    head: Emitter,
 }
 
 impl std::fmt::Debug for Translator {
@@ -113,19 +119,42 @@ impl Translator {
             encoder: Encoder::new(64),
             information: InstructionInfoFactory::new(),
             writes: vec![None; Code::values().len()],
+            stores: vec![None; 2 * Code::values().len()],
             probed: Probed::default(),
             slot: None,
+            emitter: Emitter::default(),
+            head: Emitter::default(),
         }
     }
 
     /// Translates the block that starts at `request.pc`. A first instruction that only the run loop
     /// can execute, or that cannot be fetched, makes a block that leaves at once.
     pub fn block(&mut self, request: &Request<'_>) -> TranslatedBlock {
+        let mut emitter = std::mem::take(&mut self.emitter);
+        emitter.clear();
+        self.probed = Probed::default();
+        let mut work = Work { request, emitter, done: 0, count: 0, polled: false };
         if !request.checked {
-            return self.block_with(request, None);
+            work.emitter.entry();
         }
-        let length = self.block_with(request, None).guest_bytes;
-        self.block_with(request, Some(length))
+        let account = request.counted.then(|| work.emitter.account(self.probe));
+        // Behind the account, whose instructions a fault gives back.
+        if request.checked {
+            work.emitter.count_entry(self.probe);
+        }
+        let truncated = self.body(&mut work);
+        if let Some(place) = account {
+            work.emitter.set_account(place, work.count);
+        }
+        let whole = if request.checked {
+            work.compare_source(&mut self.head);
+            &self.head
+        } else {
+            &work.emitter
+        };
+        let block = whole.finish(work.done, work.count);
+        self.emitter = work.emitter;
+        TranslatedBlock { truncated, ..block }
     }
 
     /// Translates one instruction of class `Plain`, `RevealsPointers` or `Lea`, to be run
@@ -139,8 +168,8 @@ impl Translator {
     ) -> Option<TranslatedBlock> {
         self.slot = slot;
         self.probed = Probed::default();
-        let mut emitter = Emitter::new();
-        emitter.begin(0, 0);
+        let mut emitter = std::mem::take(&mut self.emitter);
+        emitter.clear();
         let result = if class(instruction.code()) == Class::Lea {
             self.load_address(&mut emitter, instruction, bytes);
             Ok(())
@@ -148,64 +177,49 @@ impl Translator {
             self.moved(&mut emitter, instruction, bytes)
         };
         self.slot = None;
-        result.ok()?;
         let target = pc.wrapping_add(bytes.len() as u64);
         emitter.leave(Stub::Next, Leave::Next { target });
-        Some(emitter.finish(bytes.len() as u32, 1))
+        let block = result.ok().map(|()| emitter.finish(bytes.len() as u32, 1));
+        self.emitter = emitter;
+        block
     }
 
-    fn block_with(&mut self, request: &Request<'_>, checked: Option<u32>) -> TranslatedBlock {
-        self.probed = Probed::default();
-        let mut work = Work { request, emitter: Emitter::new(), done: 0, count: 0, polled: false };
-        work.emitter.begin(0, 0);
-        work.emitter.entry();
-        if let Some(length) = checked {
-            work.compare_source(length);
-        }
-        let account = request.counted.then(|| work.emitter.account(self.probe));
-        // Behind the account, whose instructions a fault gives back.
-        if checked.is_some() {
-            work.emitter.count_entry(self.probe);
-        }
+    /// Translates the instructions; whether they end in the middle of one.
+    fn body(&mut self, work: &mut Work<'_>) -> bool {
+        let request = work.request;
         let mut decoder = Decoder::with_ip(64, request.code, request.pc.0, DecoderOptions::NONE);
         let mut instruction = Instruction::default();
-        let mut truncated = false;
         loop {
             let pc = work.pc();
             let stop = work.done > 0 && (pc < request.span.0 || pc > request.span.1);
             let stop = stop || work.count == MOST_INSTRUCTIONS;
             if stop || (work.done > 0 && request.stops.binary_search(&pc).is_ok()) {
-                self.go_on(&mut work, pc);
-                break;
+                self.go_on(work, pc);
+                return false;
             }
             if request.stops.binary_search(&pc).is_ok() {
                 work.assist();
-                break;
+                return false;
             }
             decoder.decode_out(&mut instruction);
             if decoder.last_error() == DecoderError::NoMoreBytes {
-                truncated = true;
                 if work.done > 0 {
-                    self.go_on(&mut work, pc)
+                    self.go_on(work, pc)
                 } else {
                     work.assist()
                 }
-                break;
+                return true;
             }
-            match self.instruction(&mut work, &instruction) {
+            match self.instruction(work, &instruction) {
                 Flow::Next => {}
-                Flow::End => break,
+                Flow::End => return false,
             }
             if request.checked && self.stores(&instruction) {
                 let pc = work.pc();
-                self.go_on(&mut work, pc);
-                break;
+                self.go_on(work, pc);
+                return false;
             }
         }
-        if let Some(place) = account {
-            work.emitter.set_account(place, work.count);
-        }
-        TranslatedBlock { truncated, ..work.emitter.finish(work.done, work.count) }
     }
 
     fn instruction(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Flow {
@@ -422,10 +436,19 @@ impl Work<'_> {
             && self.count > 1
     }
 
-    /// Leaves with [`Stub::Changed`] unless the `length` source bytes are still what they were.
-    fn compare_source(&mut self, length: u32) {
-        let bytes = &self.request.code[..length as usize];
+    /// Puts what was emitted behind an entry that leaves with [`Stub::Changed`] unless the source bytes
+    /// are still what they were.
+    fn compare_source(&self, whole: &mut Emitter) {
+        let bytes = &self.request.code[..self.done as usize];
         let pc = self.request.pc.0;
+        whole.clear();
+        whole.entry();
+        if bytes.is_empty() {
+            whole.align();
+            return whole.append(&self.emitter);
+        }
+        whole.spill(0, emit::RCX);
+        let mut changed = SmallVec::<[u32; 16]>::new();
         let mut offset = 0;
         while offset < bytes.len() {
             let left = bytes.len() - offset;
@@ -435,9 +458,15 @@ impl Work<'_> {
             let size = [8, 4, 2, 1].into_iter().find(fits).expect("one byte always fits");
             let mut word = [0; 8];
             word[..size].copy_from_slice(&bytes[offset..offset + size]);
-            self.emitter.compare_guest(pc + offset as u64, size as u8, u64::from_le_bytes(word));
+            let word = u64::from_le_bytes(word);
+            changed.push(whole.compare_guest(pc + offset as u64, size as u8, word));
             offset += size;
         }
+        whole.restore(0);
+        whole.align();
+        whole.append(&self.emitter);
+        changed.iter().for_each(|place| whole.land(*place));
+        whole.leave_changed();
     }
 }
 

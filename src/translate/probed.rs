@@ -125,17 +125,20 @@ impl Translator {
 
     /// Whether an instruction writes to memory.
     pub(super) fn stores(&mut self, instruction: &Instruction) -> bool {
+        let index = 2 * instruction.code() as usize + usize::from(has_memory(instruction));
+        if let Some(stores) = self.stores[index] {
+            return stores;
+        }
         let writes = |access: OpAccess| {
             !matches!(
                 access,
                 OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
             )
         };
-        self.information
-            .info(instruction)
-            .used_memory()
-            .iter()
-            .any(|memory| writes(memory.access()))
+        let used = self.information.info(instruction).used_memory();
+        let stores = used.iter().any(|memory| writes(memory.access()));
+        self.stores[index] = Some(stores);
+        stores
     }
 }
 
