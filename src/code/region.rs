@@ -79,8 +79,8 @@ pub(crate) struct Region {
     pub(crate) blocks: Vec<Block>,
     /// … the last of each key and how many there are, …
     pub(crate) versions: FxHashMap<Key, (u32, usize)>,
-    /// … and for each chunk, its blocks by offset.
-    pub(crate) chunks: Vec<(ChunkId, Vec<u32>)>,
+    /// … and for each chunk, the offsets and numbers of its blocks, in order.
+    pub(crate) chunks: Vec<(ChunkId, Vec<(usize, u32)>)>,
     /// Bytes used of the last chunk.
     pub(crate) fill: usize,
     /// Pages outside the span that blocks reach into.
@@ -109,9 +109,9 @@ impl Region {
         let (last, count) = self.versions.entry(block.key).or_insert((number, 0));
         let previous = (*count > 0).then_some(*last);
         (*last, *count) = (number, *count + 1);
-        self.blocks.push(Block { previous, ..block });
         let (_, blocks) = self.chunks.last_mut().expect("a block lies in a chunk");
-        blocks.push(number);
+        blocks.push((block.offset, number));
+        self.blocks.push(Block { previous, ..block });
         number
     }
 
@@ -129,8 +129,9 @@ impl Region {
     /// The block whose code is at `offset` of the arena, which lies in the chunk of this number.
     pub(crate) fn block_at(&self, chunk: usize, offset: usize) -> Option<&Block> {
         let (_, blocks) = self.chunks.get(chunk)?;
-        let after = blocks.partition_point(|&index| self.blocks[index as usize].offset <= offset);
-        let block = &self.blocks[blocks[after.checked_sub(1)?] as usize];
+        let after = blocks.partition_point(|&(start, _)| start <= offset);
+        let (_, number) = blocks[after.checked_sub(1)?];
+        let block = &self.blocks[number as usize];
         (offset < block.offset + block.translated.code.len()).then_some(block)
     }
 }

@@ -19,7 +19,7 @@ use crate::code::sync::Arc;
 use crate::code::{Arena, CHUNK_BYTES, CodeCache, Figures, Full, Key, Source};
 use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
 use crate::memory::{AccessError, AddressSpace, MapError, PageId};
-use crate::translate::{Request, Stub, TranslatedBlock, Translator};
+use crate::translate::{Leave, Request, Stub, TranslatedBlock, Translator};
 
 /// Bytes of guest code that one block can be made from: 64 instructions of 15 bytes.
 const MOST_SOURCE: usize = 1024;
@@ -166,7 +166,7 @@ impl Core {
             if !self.hooks.on_code
                 && let Some(revived) = self.cache.revive(region, key, &self.source, checked)
             {
-                return self.found(revived);
+                return self.found(key, revived);
             }
             let block = self.translator.block(&Request {
                 pc: key.pc,
@@ -193,18 +193,41 @@ impl Core {
         if inserted.is_ok() {
             self.cache.count(&block);
         }
-        self.found(inserted)
+        self.found(key, inserted)
     }
 
     /// What came of putting a block in place.
-    fn found(&mut self, inserted: Result<u64, Full>) -> Found {
+    fn found(&mut self, key: Key, inserted: Result<u64, Full>) -> Found {
         match inserted {
-            Ok(address) => Found::At(address),
+            Ok(address) => {
+                self.chain(key, address);
+                Found::At(address)
+            }
             Err(_full) => {
                 if self.cache.retire_cold() {
                     self.gates.invalidated();
                 }
                 Found::NoRoom
+            }
+        }
+    }
+
+    /// Points the direct jumps of a new block at what is translated already, or it would be left at each.
+    fn chain(&mut self, key: Key, host: u64) {
+        let Some(located) = self.cache.locate(host) else { return };
+        let exits = located.block.translated.exits.iter();
+        let jumps: SmallVec<[(GuestAddress, u32); 2]> = exits
+            .filter_map(|exit| match exit.leave {
+                Leave::Direct { target, patch } => Some((target, patch)),
+                _ => None,
+            })
+            .collect();
+        for (target, patch) in jumps {
+            if !self.hooks.allow_jump(target) {
+                continue;
+            }
+            if let Some(target) = self.cache.find(Key { pc: target, ..key }) {
+                self.cache.chain(host, patch, target);
             }
         }
     }
