@@ -250,7 +250,10 @@ impl Vcpu {
         let mut passing = Some(self.pc);
         let mut step = false;
         loop {
-            running.release();
+            // An instruction that code was left for is stepped under the lock that this took.
+            if !step {
+                running.release();
+            }
             if self.gate.settle() {
                 return Exit::Requested;
             }
