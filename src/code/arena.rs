@@ -42,8 +42,13 @@ impl Serialise for Cores {
 unsafe impl Send for Arena {}
 
 impl Arena {
-    /// An arena of `bytes` bytes, which begins with `prelude`.
-    pub(crate) fn new(bytes: usize, prelude: &[u8]) -> io::Result<Self> {
+    /// An arena of `bytes` bytes, which begins with `prelude`. So many chunks, the prelude's too, are
+    /// nobody's to take.
+    pub(crate) fn new(bytes: usize, prelude: &[u8], reserved: u32) -> io::Result<Self> {
+        assert!(
+            prelude.len() <= reserved as usize * CHUNK_BYTES,
+            "the prelude's place is reserved"
+        );
         let chunks = bytes / CHUNK_BYTES;
         let size = chunks * CHUNK_BYTES;
         let file = memfd("tregion-code")?;
@@ -53,8 +58,7 @@ impl Arena {
         // puts there.
         let executable = unsafe { MmapOptions::new().len(size).map_exec(&file)? };
         let executable = MmapRaw::from(executable);
-        let taken = prelude.len().div_ceil(CHUNK_BYTES) as u32;
-        let chunks = Chunks::new(Cores, chunks as u32, taken);
+        let chunks = Chunks::new(Cores, chunks as u32, reserved);
         let mut arena = Self { writable, executable, chunks };
         arena.write(0, prelude);
         Ok(arena)

@@ -107,7 +107,7 @@ proptest! {
 
     #[test]
     fn it_answers_as_its_twin_does(steps in prop::collection::vec(operations(), 1..120)) {
-        let arena = Arena::new(64 * CHUNK_BYTES, &[0xcc; 64]).unwrap();
+        let arena = Arena::new(64 * CHUNK_BYTES, &[0xcc; 64], 1).unwrap();
         let mut cache = CodeCache::new(arena, [0; Stub::ALL.len()]);
         let empty = cache.figures().used_bytes;
         let mut twin = Twin::default();

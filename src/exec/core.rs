@@ -62,7 +62,7 @@ pub(super) struct Core {
     pages: CodePages,
     source: Vec<u8>,
     pub(super) cpuid: CpuidModel,
-    host: HostFeatures,
+    host: &'static HostFeatures,
     // Last: faults are looked for in the cache until it is gone.
     _registration: Registration,
 }
@@ -71,11 +71,9 @@ impl Core {
     /// With so many bytes of code memory.
     pub(super) fn new(memory: AddressSpace, code_bytes: usize) -> io::Result<Self> {
         let prelude = Prelude::new();
+        assert!(prelude.code.len() <= CHUNK_BYTES, "the prelude fits into a chunk");
         // The second chunk is for code that is executed once.
-        let mut code = prelude.code;
-        assert!(code.len() <= CHUNK_BYTES, "the prelude fits into a chunk");
-        code.resize(2 * CHUNK_BYTES, 0xcc);
-        let arena = Arena::new(code_bytes, &code)?;
+        let arena = Arena::new(code_bytes, &prelude.code, 2)?;
         let (range, enter) = (arena.executable_range(), arena.address(prelude.enter));
         let cache = CodeCache::new(arena, prelude.stubs);
         let registration = Registration::new(range, cache.stub(Stub::Fault))?;
@@ -93,7 +91,7 @@ impl Core {
             pages: CodePages::default(),
             source: Vec::new(),
             cpuid: CpuidModel::default(),
-            host: HostFeatures::detect(),
+            host: HostFeatures::of_this_host(),
             _registration: registration,
         })
     }

@@ -14,6 +14,7 @@
 
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::io;
+use std::sync::LazyLock;
 
 use super::core::{Core, Found};
 use super::exit::{Exit, vector};
@@ -466,7 +467,9 @@ fn is_counted(exit: &Exit) -> bool {
 
 /// CPUID leaf 7, FDP_EXCPTN_ONLY (Intel SDM volume 1, section 8.1.8).
 fn notes_exceptions_only() -> bool {
-    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ebx >> 6 & 1 != 0
+    static NOTES: LazyLock<bool> =
+        LazyLock::new(|| __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ebx >> 6 & 1 != 0);
+    *NOTES
 }
 
 /// A state that cannot be: an error of this engine.

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "XGETBV has no safe wrapper")]
 
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv, CpuidResult};
+use std::sync::LazyLock;
 
 use iced_x86::CpuidFeature;
 
@@ -52,6 +53,18 @@ impl HostFeatures {
     /// What this host has.
     #[must_use]
     pub fn detect() -> Self {
+        Self::of_this_host().clone()
+    }
+
+    /// The same without a copy.
+    #[must_use]
+    pub fn of_this_host() -> &'static Self {
+        // Under a hypervisor each CPUID takes microseconds.
+        static FEATURES: LazyLock<HostFeatures> = LazyLock::new(HostFeatures::ask);
+        &FEATURES
+    }
+
+    fn ask() -> Self {
         let mut features = Self::baseline();
         features.amd_decoder = is_amd();
         let leaf1 = __cpuid(1);

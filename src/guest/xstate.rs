@@ -5,6 +5,7 @@
 //! that CPUID leaf 0DH tells. A component whose bit in XSTATE_BV is clear is in its initial state.
 
 use std::arch::x86_64::__cpuid_count;
+use std::sync::LazyLock;
 
 use super::{F80, PKRU_DEFAULT, State, X87};
 
@@ -35,6 +36,12 @@ impl Xstate {
 
     /// Asks the processor; only what the operating system has enabled in XCR0 counts.
     pub(crate) fn of_this_host() -> Self {
+        // Under a hypervisor each CPUID takes microseconds.
+        static LAYOUT: LazyLock<Xstate> = LazyLock::new(Xstate::detect);
+        *LAYOUT
+    }
+
+    fn detect() -> Self {
         let enabled = __cpuid_count(0xd, 0);
         let enabled = u64::from(enabled.edx) << 32 | u64::from(enabled.eax);
         let offset = |component: u32| {
