@@ -4,12 +4,14 @@
 //!
 //! Where an input makes a case, the text of a case is an input too: that very case.
 
+mod concurrent;
 mod differential;
 mod mapping;
 mod mutate;
 mod pairs;
 mod target;
 
+pub use concurrent::concurrent;
 pub use differential::{differential, raw_bytes, smc_remap};
 pub use mapping::mapping;
 pub use pairs::{BlockKind, EventKind, Pairs, RegionState};

@@ -1,5 +1,6 @@
 //! [`Target`]: the fuzz targets by name, what their inputs are, and how one becomes another.
 
+use std::str::FromStr;
 use std::sync::OnceLock;
 
 use arbitrary::Unstructured;
@@ -21,6 +22,8 @@ pub enum Target {
     RawBytes,
     /// [`super::mapping`]: operations on guest memory.
     Mapping,
+    /// [`super::concurrent`]: two programs.
+    Concurrent,
 }
 
 /// Why something is no case, or no input.
@@ -35,6 +38,16 @@ pub enum NoCase {
     /// The text is no case.
     #[error(transparent)]
     Parse(#[from] text::ParseError),
+    /// The case of a text has too much memory.
+    #[error("the case has more than {MOST_MEMORY:#x} bytes of memory")]
+    TooLarge,
+    /// There is no target of this name.
+    #[error("there is no target `{0}`, but {names}", names = names())]
+    NoTarget(String),
+}
+
+fn names() -> String {
+    Target::ALL.map(Target::name).join(", ")
 }
 
 /// A text that is taken for a case has at most this many bytes of memory: any more costs more time than it
@@ -49,8 +62,14 @@ pub(super) fn generator() -> &'static Generator {
 
 impl Target {
     /// Every target.
-    pub const ALL: [Self; 5] =
-        [Self::CaseText, Self::Differential, Self::SmcRemap, Self::RawBytes, Self::Mapping];
+    pub const ALL: [Self; 6] = [
+        Self::CaseText,
+        Self::Differential,
+        Self::SmcRemap,
+        Self::RawBytes,
+        Self::Mapping,
+        Self::Concurrent,
+    ];
 
     /// What the target is called.
     #[must_use]
@@ -61,24 +80,31 @@ impl Target {
             Self::SmcRemap => "smc_remap",
             Self::RawBytes => "raw_bytes",
             Self::Mapping => "mapping",
+            Self::Concurrent => "concurrent",
         }
+    }
+
+    /// Whether its inputs are cases.
+    #[must_use]
+    pub fn is_of_cases(self) -> bool {
+        !matches!(self, Self::Mapping | Self::Concurrent)
     }
 
     /// The case that an input makes.
     pub fn case_of(self, input: &[u8]) -> Result<Case, NoCase> {
+        if !self.is_of_cases() {
+            return Err(NoCase::NotOfCases(self.name()));
+        }
         if self == Self::CaseText {
             return Ok(text::parse(std::str::from_utf8(input)?)?);
         }
-        if self != Self::Mapping
-            && let Some(case) = case_in_text(input)
-        {
-            return Ok(case);
+        if let Some(case) = text_of(input) {
+            return case;
         }
         let case = match self {
-            Self::Differential => generator().program(&mut Unstructured::new(input)).case,
             Self::SmcRemap => generator().changing(input).case,
             Self::RawBytes => generator().literal(input),
-            _ => return Err(NoCase::NotOfCases(self.name())),
+            _ => generator().program(&mut Unstructured::new(input)).case,
         };
         assert_eq!(case.validate(), Ok(()), "generated cases are valid");
         Ok(case)
@@ -88,7 +114,7 @@ impl Target {
     pub fn input_of(self, case: &Case) -> Result<Vec<u8>, NoCase> {
         let literal = match self {
             Self::RawBytes => generator().literal_bytes(case),
-            Self::Mapping => return Err(NoCase::NotOfCases(self.name())),
+            _ if !self.is_of_cases() => return Err(NoCase::NotOfCases(self.name())),
             _ => None,
         };
         Ok(literal.unwrap_or_else(|| text::print(case).into_bytes()))
@@ -115,17 +141,81 @@ impl Target {
                 let most = super::mapping::MOST_STEPS;
                 Cut::Records { size: super::mapping::STEP_BYTES, most, head: 0 }
             }
+            Self::Concurrent => {
+                let (size, most) =
+                    (super::concurrent::RECORD_BYTES, super::concurrent::MOST_RECORDS);
+                Cut::Records { size, most, head: super::concurrent::HEAD_RECORDS }
+            }
             Self::CaseText | Self::Differential => Cut::Bytes,
         }
     }
 }
 
-/// The case that a text is, if it is one that is not too large.
+impl FromStr for Target {
+    type Err = NoCase;
+
+    fn from_str(name: &str) -> Result<Self, NoCase> {
+        let target = Self::ALL.into_iter().find(|target| target.name() == name);
+        target.ok_or_else(|| NoCase::NoTarget(name.to_owned()))
+    }
+}
+
+/// The case that an input is as a text.
 pub(super) fn case_in_text(input: &[u8]) -> Option<Case> {
-    if !input.starts_with(b"#") && !input.starts_with(b"format") {
+    text_of(input)?.ok()
+}
+
+/// What an input is as a text, unless it is not meant to be one. What begins like a printed case is; what
+/// only begins like a comment or a key may be other bytes by chance.
+fn text_of(input: &[u8]) -> Option<Result<Case, NoCase>> {
+    let printed = input.starts_with(text::FIRST_LINE.as_bytes());
+    if !printed && !input.starts_with(b"#") && !input.starts_with(b"format") {
         return None;
     }
-    let case = text::parse(std::str::from_utf8(input).ok()?).ok()?;
-    let memory: usize = case.objects.iter().map(|object| object.contents.len()).sum();
-    (memory <= MOST_MEMORY).then_some(case)
+    let case = std::str::from_utf8(input)
+        .map_err(NoCase::NotText)
+        .and_then(|text| text::parse(text).map_err(NoCase::Parse));
+    match case {
+        Ok(case) => {
+            let memory: usize = case.objects.iter().map(|object| object.contents.len()).sum();
+            Some(if memory <= MOST_MEMORY { Ok(case) } else { Err(NoCase::TooLarge) })
+        }
+        Err(_) if !printed => None,
+        Err(error) => Some(Err(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_of_a_case_is_an_input_of_every_target_of_cases() {
+        let case = Target::SmcRemap.case_of(&[7; 100]).unwrap();
+        for target in Target::ALL {
+            assert_eq!(target.name().parse(), Ok(target));
+            let input = target.input_of(&case);
+            if !target.is_of_cases() {
+                assert_eq!(input, Err(NoCase::NotOfCases(target.name())));
+                continue;
+            }
+            assert_eq!(target.case_of(&input.unwrap()), Ok(case.clone()), "{}", target.name());
+        }
+    }
+
+    #[test]
+    fn bytes_come_back_where_they_are_the_program() {
+        let case = Target::RawBytes.case_of(b"\x48\xff\xc0").unwrap();
+        assert_eq!(Target::RawBytes.input_of(&case), Ok(b"\x48\xff\xc0".to_vec()));
+        let limited = Case { limit: Some(3), ..case };
+        assert!(Target::RawBytes.input_of(&limited).unwrap().starts_with(b"# tregion case"));
+    }
+
+    #[test]
+    fn a_broken_text_is_no_case() {
+        let broken = Target::Differential.case_of(b"# tregion case\nformat = 2\n");
+        assert!(matches!(broken, Err(NoCase::Parse(_))), "{broken:?}");
+        assert!(Target::Differential.case_of(b"# other bytes").is_ok());
+        assert!(matches!(Target::CaseText.case_of(b"\xff"), Err(NoCase::NotText(_))));
+    }
 }
