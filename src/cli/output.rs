@@ -4,10 +4,10 @@ use std::io::{self, ErrorKind, Write};
 
 use super::Failure;
 
-/// Writes `text`. Who closes the other end wants no more: the process ends quietly.
-pub(super) fn print(text: &str) -> Result<(), Failure> {
+/// Writes `text`, or bytes. Who closes the other end wants no more: the process ends quietly.
+pub(super) fn print(text: impl AsRef<[u8]>) -> Result<(), Failure> {
     let mut output = io::stdout().lock();
-    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+    match output.write_all(text.as_ref()).and_then(|()| output.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
         result => Ok(result?),
     }
