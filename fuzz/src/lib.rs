@@ -21,7 +21,7 @@ pub fn count(pairs: &Pairs) {
 
 /// A mutation of `data[..size]`; its size.
 pub fn mutate(target: Target, data: &mut [u8], size: usize, max_size: usize, seed: u32) -> usize {
-    if seed % OWN_ONE_IN == 0 {
+    if seed.is_multiple_of(OWN_ONE_IN) {
         return libfuzzer_sys::fuzzer_mutate(data, size, max_size);
     }
     target.mutate(data, size, max_size, seed)

@@ -6,7 +6,7 @@ use clap::Args;
 use tregion::case::text;
 use tregion::properties::Target;
 
-use super::output::print;
+use super::output::print_bytes;
 use super::{Failure, Found};
 
 /// What `convert` is given.
@@ -41,7 +41,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
     match &arguments.out {
         Some(out) => std::fs::write(out, result)
             .map_err(|error| Failure(format!("{}: {error}", out.display())))?,
-        None => print(&result)?,
+        None => print_bytes(&result)?,
     }
     Ok(Found::Nothing)
 }

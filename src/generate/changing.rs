@@ -3,9 +3,10 @@
 
 use iced_x86::{Code, Instruction};
 
-use super::events::{eventful_layout, self_modifying_layout};
+use super::choices::Choices;
+use super::events::eventful_layout;
 use super::family::{Family, Swarm};
-use super::layout::Layout;
+use super::layout::{Layout, LayoutKind};
 use super::pieces::Pieces;
 use super::program::{complete, start};
 use super::values::fill_state;
@@ -19,8 +20,7 @@ const SCENE_BYTES: usize = 400;
 /// Makes one program.
 pub(super) fn generate(generator: &Generator, pieces: &Pieces) -> Program {
     let mut choices = pieces.head();
-    let plain = eventful_layout(Layout::draw(&mut choices));
-    let layout = self_modifying_layout(&mut choices, plain);
+    let layout = changing_layout(&mut choices);
     let baseline = !choices.chance(64);
     let swarm = Swarm::draw(&mut choices, generator.families(baseline));
     let mut case = Case::default();
@@ -44,6 +44,17 @@ pub(super) fn generate(generator: &Generator, pieces: &Pieces) -> Program {
     }
     writer.emit(&Instruction::with(Code::Hlt));
     complete(generator, writer, case, ProgramKind::SelfModifying)
+}
+
+/// Code that can be written: in one page, across two, or at a second address too.
+fn changing_layout(choices: &mut Choices) -> Layout {
+    let plain = eventful_layout(Layout::draw(choices));
+    let layout = Layout { code_writable: true, ..plain };
+    match choices.byte() {
+        0..=111 => layout,
+        112..=199 => Layout { kind: LayoutKind::Straddle, ..layout },
+        200.. => Layout { code_aliased: true, ..layout },
+    }
 }
 
 impl Writer<'_, '_> {

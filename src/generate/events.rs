@@ -296,7 +296,7 @@ impl Writer<'_, '_> {
 
     /// Emits no-operations, if a few are enough, so that what is to be rewritten, the next instruction or
     /// the one behind a store, begins at the border between two pages of code or lies on both sides.
-    fn come_to_the_border(&mut self, ahead: bool) {
+    pub(super) fn come_to_the_border(&mut self, ahead: bool) {
         let behind = if ahead { STORE_BYTES } else { 0 };
         let border = self.layout.code + PAGE_SIZE;
         let before = self.choices.pick(&[2, 3, 0, 0]);

@@ -24,6 +24,7 @@ impl Writer<'_, '_> {
             if writer.choices.chance(128) {
                 writer.quiet_unit();
             }
+            writer.come_to_the_border(false);
             patchable = Some(writer.patchable());
             if writer.choices.chance(96) {
                 writer.quiet_unit();
@@ -135,10 +136,12 @@ impl Writer<'_, '_> {
         let mut callee = self.callee();
         let rwx = Permissions::ReadWriteExecute;
         let mut first = vec![Action::Protect { range: pages, permissions: rwx }];
-        first.push(self.other_function(callee.place));
-        if !callee.straddles {
-            first.push(self.other_function(callee.place - PAGE_SIZE));
-        }
+        first.push(self.function_for(&callee, callee.place));
+        // What the first page has there, and so does the second one's address when it stands in for it.
+        first.push(match callee.straddles {
+            true => self.second_half(&callee, self.layout.data()),
+            false => self.other_function(callee.place - PAGE_SIZE),
+        });
         self.halt(events, first);
         let times = 2 + self.choices.below(4);
         let writes = !callee.straddles && self.choices.chance(80);
@@ -168,7 +171,8 @@ impl Writer<'_, '_> {
         let page = self.second_page();
         let straddles = self.choices.chance(64);
         let place = match straddles {
-            true => page - 1 - self.choices.below(6) as u64,
+            // The border lies among the four bytes of its constant.
+            true => page - 2 - self.choices.below(4) as u64,
             false => page + 0xc00 + self.choices.below(16) as u64 * MOST_FUNCTION,
         };
         let away = self.layout.code + ASIDE_DISTANCE + 16 * PAGE_SIZE;
@@ -185,6 +189,27 @@ impl Writer<'_, '_> {
         } else {
             self.emit_backward(Code::Call_rel32_64, place);
         }
+    }
+
+    /// A write of a function, one that is cut in its constant if it straddles.
+    fn function_for(&mut self, callee: &Callee, place: u64) -> Action {
+        if !callee.straddles {
+            return self.other_function(place);
+        }
+        let register = self.free_destination() as u8;
+        let mut bytes = vec![0x40 | register >> 3, 0xb8 | register & 7];
+        bytes.extend(self.choices.double_word().to_le_bytes());
+        bytes.push(0xc3);
+        Action::Write { address: GuestAddress(place), bytes }
+    }
+
+    /// A write of that part of a straddling function, with another constant, that is in the second page, to
+    /// the beginning of the page at `page`.
+    fn second_half(&mut self, callee: &Callee, page: u64) -> Action {
+        let in_first = (callee.page - callee.place - 2) as usize;
+        let mut bytes = self.choices.double_word().to_le_bytes()[in_first..].to_vec();
+        bytes.push(0xc3);
+        Action::Write { address: GuestAddress(page), bytes }
     }
 
     /// A write of a small function.
@@ -209,23 +234,26 @@ impl Writer<'_, '_> {
         let permissions = Permissions::ReadWriteExecute;
         let kind = self.choices.byte();
         match kind {
-            0..=79 => vec![self.other_function(callee.place)],
-            80..=159 if !callee.straddles => match callee.holds {
+            0..=31 => vec![self.function_for(callee, callee.place)],
+            32..=79 if callee.straddles => vec![self.second_half(callee, callee.page)],
+            32..=79 => vec![self.other_function(callee.place)],
+            80..=159 => match callee.holds {
                 Holds::Own if kind < 120 => callee.page_away(),
                 Holds::Own => callee.page_replaced(),
                 Holds::Other { .. } => callee.page_back(),
             },
-            160..=191 if !callee.straddles => {
-                let there = callee.place - callee.page + aside.start().0;
-                vec![
-                    Action::Alias { source: page, destination: aside.start() },
-                    self.other_function(there),
-                    Action::Unmap(aside),
-                ]
+            160..=191 => {
+                let there = aside.start();
+                let write = match callee.straddles {
+                    true => self.second_half(callee, there.0),
+                    false => self.other_function(callee.place - callee.page + there.0),
+                };
+                let alias = Action::Alias { source: page, destination: there };
+                vec![alias, write, Action::Unmap(aside)]
             }
             192..=223 => vec![
                 Action::Protect { range: page, permissions: Permissions::ReadWrite },
-                self.other_function(callee.place),
+                self.function_for(callee, callee.place),
                 Action::Protect { range: page, permissions },
             ],
             224..=239 => vec![

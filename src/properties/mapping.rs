@@ -186,7 +186,7 @@ impl Pair {
                 self.guest_write(GuestAddress(place + inside), value as u8);
             }
             (21..=22, _, Some(place)) => self.guest_read(GuestAddress(place + 1)),
-            (23..=27, _, Some(place)) => self.execute(GuestAddress(place), value % 3 == 0),
+            (23..=27, _, Some(place)) => self.execute(GuestAddress(place), value.is_multiple_of(3)),
             (28, ..) => self.snapshot(),
             (29..=30, ..) => self.restore(usize::from(step[1])),
             (31, ..) if step[1] < 128 => self.machine.flush(),
