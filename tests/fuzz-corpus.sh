@@ -14,7 +14,7 @@ choose() {
     find "$1" -type f -size "-$((most_bytes + 1))c" -printf '%s %p\n' | sort -n | cut -d' ' -f2- | awk -v most="$most_files" '
         { file[NR] = $0 }
         END { step = NR > most ? NR / most : 1
-              for (place = 1; int(place) <= NR; place += step) print file[int(place)] }'
+              for (place = 1; int(place) <= NR && count++ < most; place += step) print file[int(place)] }'
 }
 
 # shellcheck disable=SC2086
