@@ -4,7 +4,7 @@
 //!
 //! The model is a map from page to bytes by name; a snapshot of it is a copy of everything.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::exec::{Exit, Machine, Vcpu};
 use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE, Permissions, State};
@@ -23,12 +23,13 @@ const IN_WINDOW: u64 = 7;
 const BEFORE_GAP: u64 = 10;
 const BACKING_PAGES: u64 = 6;
 const MOST_SNAPSHOTS: usize = 3;
+const MOST_EXECUTED: usize = 4;
 
 /// Where the guest's own code is: `mov al, [rdi]; hlt`, and behind it `mov [rdi], al; hlt`.
 const ACCESSES: u64 = 0x1_0000;
 const ACCESS_CODE: [u8; 6] = [0x8a, 0x07, 0xf4, 0x88, 0x07, 0xf4];
 /// Offsets in a page at which functions are put: `mov eax, value; hlt`, the last ones across its end.
-const SLOTS: [u64; 4] = [0, 0x800, 0xffd, 0xfff];
+const SLOTS: [u64; 8] = [0, 0, 0, 0, 0x800, 0x800, 0xffd, 0xfff];
 const FUNCTION_BYTES: u64 = 6;
 
 /// Any bytes as operations.
@@ -140,6 +141,8 @@ struct Pair {
     backings: [Backing; 2],
     snapshots: Vec<(Snapshot, Model)>,
     next_name: u64,
+    /// Where functions were executed last; they are once more after each step.
+    executed: VecDeque<GuestAddress>,
 }
 
 impl Pair {
@@ -158,19 +161,20 @@ impl Pair {
             backings: [(); 2].map(|()| backing().expect("the host has room for some pages")),
             snapshots: Vec::new(),
             next_name: 2,
+            executed: VecDeque::new(),
         }
     }
 
     fn take(&mut self, step: &[u8]) {
-        // The lower, the likelier, since most happens in the window.
+        // Most happens where the window ends.
         let page = |byte: u8| match byte {
-            0..=127 => u64::from(byte) % IN_WINDOW,
+            0..=127 => IN_WINDOW - 3 + u64::from(byte) % 4,
             _ => u64::from(byte) % PAGES,
         };
         let at = page(step[1]);
         let count = [1, 1, 1, 2, 2, 3, 1, 4][usize::from(step[2] & 7)];
         let permissions = Permissions::ALL[usize::from(step[3]) % Permissions::ALL.len()];
-        let place = address_of(at).0.checked_add(SLOTS[usize::from(step[3]) % SLOTS.len()]);
+        let place = address_of(at).0.checked_add(SLOTS[usize::from(step[3] >> 4) % SLOTS.len()]);
         let place = place.filter(|place| place.checked_add(FUNCTION_BYTES).is_some());
         let value = u32::from_le_bytes([step[4], step[5], step[6], step[7]]);
         match (step[0] % 32, range(at, count), place) {
@@ -180,19 +184,31 @@ impl Pair {
             (8..=10, Some(range), _) => self.protect(at, range, permissions),
             (11..=12, Some(range), _) => self.place(at, range, page(step[4]), true),
             (13..=14, Some(range), _) => self.place(at, range, page(step[4]), false),
-            (15..=17, _, Some(place)) => self.write_function(GuestAddress(place), value),
+            (15..=17, _, Some(place)) => {
+                self.write_function(GuestAddress(place), value);
+                self.note_execution(GuestAddress(place));
+            }
             (18..=20, _, Some(place)) => {
                 let inside = 1 + u64::from(step[2] & 3);
                 self.guest_write(GuestAddress(place + inside), value as u8);
             }
             (21..=22, _, Some(place)) => self.guest_read(GuestAddress(place + 1)),
-            (23..=27, _, Some(place)) => self.execute(GuestAddress(place), value.is_multiple_of(3)),
+            (23..=27, _, Some(place)) => self.note_execution(GuestAddress(place)),
             (28, ..) => self.snapshot(),
             (29..=30, ..) => self.restore(usize::from(step[1])),
             (31, ..) if step[1] < 128 => self.machine.flush(),
             (31, ..) => drop(self.machine.reclaim()),
             _ => {}
         }
+        for place in self.executed.clone() {
+            self.execute(place, value.is_multiple_of(3));
+        }
+    }
+
+    fn note_execution(&mut self, place: GuestAddress) {
+        self.executed.retain(|known| *known != place);
+        self.executed.push_front(place);
+        self.executed.truncate(MOST_EXECUTED);
     }
 
     fn map(&mut self, at: u64, range: GuestRange, permissions: Permissions) {
