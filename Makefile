@@ -7,7 +7,7 @@ SEED ?= 1
 OUT ?= campaign
 SECONDS_MODEL ?= 600
 
-.PHONY: help deps build campaign test check loom loom-deep sabotage sabotage-document fuzz-smoke regions-record plots clean
+.PHONY: help deps build campaign test check loom loom-deep sabotage sabotage-document fuzz-smoke corpus regions-record plots clean
 
 help:
 	@echo "make campaign    build, then compare the JIT and Unicorn with this processor for $(SECONDS_CAMPAIGN) s"
@@ -17,7 +17,8 @@ help:
 	@echo "make loom-deep   the models with no bound on preemptions, for $(SECONDS_MODEL) s each at most"
 	@echo "make sabotage    deliberate bugs in the JIT, each of which a campaign must find (ONLY=name for one)"
 	@echo "make sabotage-document  docs/sabotage.md, of what it has found"
-	@echo "make fuzz-smoke  each cargo-fuzz target for 60 s (needs a nightly toolchain)"
+	@echo "make fuzz-smoke  each cargo-fuzz target for 20 s (needs a nightly toolchain)"
+	@echo "make corpus      corpora/fuzz of what the fuzz targets have found, merged and minimised"
 	@echo "make regions-record  what translation regions cost on this machine, into benches/record"
 	@echo "make plots       draws that, for docs/decisions/0005-translation-regions.md"
 	@echo "make deps        install what the build needs beside Rust: cmake, a C compiler, libclang"
@@ -56,6 +57,9 @@ sabotage-document: deps
 
 fuzz-smoke: deps
 	@sh tests/fuzz-smoke.sh
+
+corpus: deps
+	@sh tests/fuzz-corpus.sh
 
 regions-record: deps
 	$(CARGO) bench --profile release --bench regions

@@ -37,6 +37,34 @@ fn every_file_as_choices() {
 }
 
 #[test]
+fn every_file_as_input_of_the_other_targets() {
+    for file in corpora() {
+        let bytes = fs::read(file).unwrap();
+        properties::smc_remap(&bytes);
+        properties::raw_bytes(&bytes);
+        properties::mapping(&bytes);
+    }
+}
+
+#[test]
+fn every_target_has_a_folder_of_seeds_and_is_fuzzed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tools = fs::read_to_string(root.join("tests/fuzz-tools.sh")).unwrap();
+    for name in properties::Target::ALL.map(properties::Target::name) {
+        assert!(!files_below(&root.join("corpora/fuzz").join(name)).is_empty(), "{name}");
+        assert!(root.join("fuzz/fuzz_targets").join(name).with_extension("rs").exists(), "{name}");
+        assert!(tools.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn seeds_stay_few_and_small() {
+    let seeds = files_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("corpora/fuzz"));
+    let bytes: u64 = seeds.iter().map(|seed| fs::metadata(seed).unwrap().len()).sum();
+    assert!(seeds.len() <= 200 && bytes <= 200 << 10, "{} files, {bytes} bytes", seeds.len());
+}
+
+#[test]
 fn seeded_choices() {
     let mut bytes = Vec::new();
     for number in 0..2000 {

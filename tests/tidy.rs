@@ -17,7 +17,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("generate", &["case", "guest"]),
     ("oracle", &["case", "engine", "guest"]),
     ("campaign", &["case", "engine", "generate", "guest", "oracle", "os"]),
-    ("properties.rs", &["case", "engine", "generate", "oracle"]),
+    ("properties", &["case", "engine", "exec", "generate", "guest", "memory", "oracle"]),
     ("cli", &[]),
 ];
 
@@ -51,7 +51,7 @@ fn root() -> PathBuf {
 fn rust_files() -> Vec<(String, String)> {
     let mut files = Vec::new();
     let mut folders: Vec<PathBuf> =
-        ["src", "tests", "fuzz/fuzz_targets", "loom/src", "sabotage/src"]
+        ["src", "tests", "fuzz/src", "fuzz/fuzz_targets", "loom/src", "sabotage/src"]
             .map(|folder| root().join(folder))
             .to_vec();
     while let Some(folder) = folders.pop() {

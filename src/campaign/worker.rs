@@ -1,12 +1,10 @@
 //! One thread of a campaign.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use arbitrary::Unstructured;
-use iced_x86::Instruction;
 
 use super::{MakeJudge, Shared, Tally};
 use crate::engine::Engine;
@@ -118,15 +116,8 @@ impl<'a> Worker<'a> {
         if !may_change || !(number / RAW_ONE_IN).is_multiple_of(TRACE_ONE_IN) {
             return;
         }
-        let (mut executed, mut changed) = (HashMap::new(), false);
-        let note = |instruction: &Instruction, code: &[u8]| {
-            let code = code[..instruction.len().min(code.len())].to_vec();
-            let before = executed.insert(instruction.ip(), code.clone());
-            changed |= before.is_some_and(|before| before != code);
-        };
-        if self.judge.silicon.step_through(&program.case, TRACE_STEPS, note).is_err() {
-            return;
-        }
+        let changed = self.judge.silicon.reruns_changed_code(&program.case, TRACE_STEPS);
+        let Ok(changed) = changed else { return };
         self.tally.traced += 1;
         self.tally.changed_and_rerun += u64::from(changed);
     }

@@ -1,6 +1,7 @@
 //! Front door: arguments in, text out, exit status. Status 0: nothing found; 1: differences found;
 //! 2: could not do what was asked, with one sentence on standard error.
 
+mod convert;
 mod engines;
 mod exec;
 mod fuzz;
@@ -31,6 +32,8 @@ enum Command {
     Minimize(replay::MinimizeArguments),
     /// Join the folders of several campaigns
     Merge(merge::Arguments),
+    /// Make a case of an input of a fuzz target, such as a crash file, or an input of a case
+    Convert(convert::Arguments),
     /// List the engines, their versions and what they lack
     Engines,
     /// Run a flat binary or a static ELF as bare code until `hlt`
@@ -64,6 +67,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Replay(arguments) => replay::replay(&arguments),
         Command::Minimize(arguments) => replay::minimize(&arguments),
         Command::Merge(arguments) => merge::run(&arguments),
+        Command::Convert(arguments) => convert::run(&arguments),
         Command::Engines => engines::list(),
         Command::Exec(arguments) => exec::run(&arguments),
         Command::Worker(arguments) => engines::work(&arguments),

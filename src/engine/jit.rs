@@ -10,7 +10,7 @@ use super::case_memory::CaseMemory;
 use super::watchdog::{Stop, Watchdog};
 use super::{Capabilities, Engine, Unsupported, Visible};
 use crate::case::{Action, Case, ExceptionVector, MapModel, Mapping, Outcome, Trigger};
-use crate::exec::{Exit, Kick, Machine, MachineError, Vcpu};
+use crate::exec::{Exit, Figures, Kick, Machine, MachineError, Vcpu};
 use crate::guest::{State, Xstate};
 use crate::memory::{Backing, MapError};
 
@@ -39,6 +39,9 @@ pub struct Jit {
     watchdog: Watchdog<Kick>,
     /// The time limit is the user's.
     limited: bool,
+    /// Figures at the start of the last case, before and behind each of its events, and at its end, if
+    /// somebody wants them.
+    progress: Option<Vec<Figures>>,
 }
 
 /// A machine with what is mapped in it.
@@ -108,6 +111,7 @@ impl Jit {
             clock: 0,
             watchdog: Watchdog::start(LEG_LIMIT)?,
             limited: false,
+            progress: None,
         })
     }
 
@@ -115,6 +119,25 @@ impl Jit {
     #[must_use]
     pub fn machine(&self) -> &Machine {
         &self.room().machine
+    }
+
+    /// Whether [`Self::progress`] is noted. To look at the figures reclaims code memory.
+    pub fn note_progress(&mut self, wanted: bool) {
+        self.progress = wanted.then(Vec::new);
+    }
+
+    /// The machine's figures at the start of the last case, before and behind each event that was
+    /// applied, and at the end; nothing unless [`Self::note_progress`] has asked for it.
+    #[must_use]
+    pub fn progress(&self) -> &[Figures] {
+        self.progress.as_deref().unwrap_or_default()
+    }
+
+    fn note_figures(&mut self) {
+        if self.progress.is_some() {
+            let figures = self.machine().figures();
+            self.progress.iter_mut().for_each(|progress| progress.push(figures));
+        }
     }
 
     fn room(&self) -> &Room {
@@ -167,11 +190,16 @@ impl Jit {
         self.map_what_is_wanted(wanted)?;
         self.room_mut().vcpu.set_state(&case.state);
         let mut run = Run { case, map, events_applied: 0, executed: 0 };
+        self.progress.iter_mut().for_each(Vec::clear);
+        self.note_figures();
         let stop = loop {
-            match self.leg(&mut run)? {
+            let end = self.leg(&mut run)?;
+            self.note_figures();
+            match end {
                 LegEnd::Stop(stop) => break stop,
                 LegEnd::Trigger => self.apply_event(&mut run)?,
             }
+            self.note_figures();
         };
         if !stop.is_exact() {
             return Ok(Outcome::inexact(stop, run.events_applied));

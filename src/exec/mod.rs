@@ -27,6 +27,7 @@ mod trampoline;
 mod vcpu;
 mod vcpu_memory;
 
+pub use crate::code::Figures;
 pub use cpuid::CpuidModel;
 pub use exit::Exit;
 pub use hook_context::{HookContext, MemoryAccess};

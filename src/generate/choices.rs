@@ -35,7 +35,7 @@ pub(super) fn mix(value: u64) -> u64 {
 }
 
 /// Infallible choices from the bytes of an [`Unstructured`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Choices<'bytes> {
     rest: &'bytes [u8],
 }
@@ -44,6 +44,11 @@ impl<'bytes> Choices<'bytes> {
     /// Takes all bytes that `source` has left: to ask it for each choice costs more than the choice.
     pub(super) fn new(source: &mut Unstructured<'bytes>) -> Self {
         Self { rest: source.bytes(source.len()).unwrap_or_default() }
+    }
+
+    /// The choices that `bytes` are.
+    pub(super) fn of(bytes: &'bytes [u8]) -> Self {
+        Self { rest: bytes }
     }
 
     #[inline]

@@ -36,12 +36,12 @@ impl Writer<'_, '_> {
     }
 
     /// `hlt`, at which the host does `actions`.
-    fn halt(&mut self, events: &mut Vec<Event>, actions: Vec<Action>) {
+    pub(super) fn halt(&mut self, events: &mut Vec<Event>, actions: Vec<Action>) {
         self.emit(&Instruction::with(Code::Hlt));
         events.push(Event { trigger: Trigger::Halt, actions });
     }
 
-    fn data_write(&mut self) -> Action {
+    pub(super) fn data_write(&mut self) -> Action {
         let address = self.layout.data() + 0x200 + self.choices.below(0x200) as u64;
         let count = 1 + self.choices.below(24);
         let bytes = (0..count).map(|_| self.choices.byte()).collect();
@@ -55,7 +55,7 @@ impl Writer<'_, '_> {
         events.insert(0, Event { trigger: Trigger::Count(count), actions: vec![action] });
     }
 
-    fn breakpoint(&mut self, events: &mut Vec<Event>) {
+    pub(super) fn breakpoint(&mut self, events: &mut Vec<Event>) {
         // The first instruction of a leg does not stop at a breakpoint.
         self.patchable();
         let address = GuestAddress(self.address());
@@ -70,20 +70,20 @@ impl Writer<'_, '_> {
     }
 
     /// Where the program runs.
-    fn running_code(&self) -> GuestRange {
+    pub(super) fn running_code(&self) -> GuestRange {
         let distance = if self.relocated { CODE_ALIAS_DISTANCE } else { 0 };
         range(self.layout.code + distance, self.layout.code_pages() as u64)
     }
 
     /// The code under the program may not be executed any more, which is its end.
-    fn forbidden_code(&mut self, events: &mut Vec<Event>) {
+    pub(super) fn forbidden_code(&mut self, events: &mut Vec<Event>) {
         let permissions = self.choices.pick(&[Permissions::Read, Permissions::ReadWrite]);
         let forbid = Action::Protect { range: self.running_code(), permissions };
         self.last_loop(events, forbid);
     }
 
     /// The code under the program goes elsewhere, which is its end.
-    fn moved_code(&mut self, events: &mut Vec<Event>) {
+    pub(super) fn moved_code(&mut self, events: &mut Vec<Event>) {
         let destination = GuestAddress(self.layout.code + 2 * CODE_ALIAS_DISTANCE);
         let go = Action::Remap { source: self.running_code(), destination };
         self.last_loop(events, go);
@@ -106,7 +106,7 @@ impl Writer<'_, '_> {
     }
 
     /// An instruction of which another of the same length can be made.
-    fn patchable(&mut self) -> Patchable {
+    pub(super) fn patchable(&mut self) -> Patchable {
         let register = self.free_destination();
         let kind = match self.choices.byte() {
             0..=111 => PatchableKind::Operation,
@@ -132,7 +132,7 @@ impl Writer<'_, '_> {
         Patchable { address, kind, register }
     }
 
-    fn free_destination(&mut self) -> u32 {
+    pub(super) fn free_destination(&mut self) -> u32 {
         let mut number = self.choices.below(16) as u32;
         while self.pinned >> number & 1 != 0 {
             number = (number + 1) % 16;
@@ -141,7 +141,7 @@ impl Writer<'_, '_> {
     }
 
     /// What to write where, to make another instruction of a patchable one.
-    fn replacement(&mut self, patchable: Patchable) -> (u64, Vec<u8>) {
+    pub(super) fn replacement(&mut self, patchable: Patchable) -> (u64, Vec<u8>) {
         // The constant is the last four bytes.
         let before = match patchable.kind {
             PatchableKind::Operation => None,
@@ -160,7 +160,7 @@ impl Writer<'_, '_> {
     }
 
     /// A loop in which the host rewrites an instruction that has been executed and will be again.
-    fn rewritten_loop(&mut self, events: &mut Vec<Event>) {
+    pub(super) fn rewritten_loop(&mut self, events: &mut Vec<Event>) {
         let counter = self.counter();
         let times = 2 + self.choices.below(2);
         self.load(counter, times as u64);
@@ -180,18 +180,18 @@ impl Writer<'_, '_> {
     }
 
     /// An instruction without control flow, so that the next `hlt` is reached.
-    fn quiet_unit(&mut self) {
+    pub(super) fn quiet_unit(&mut self) {
         let depth = std::mem::replace(&mut self.depth, 2);
         self.unit();
         self.depth = depth;
     }
 
-    fn second_page(&self) -> u64 {
+    pub(super) fn second_page(&self) -> u64 {
         self.layout.data() + PAGE_SIZE
     }
 
     /// The second page of data loses rights for a while.
-    fn protected(&mut self, events: &mut Vec<Event>) {
+    pub(super) fn protected(&mut self, events: &mut Vec<Event>) {
         let page = range(self.second_page(), 1);
         let permissions = self.choices.pick(&[Permissions::Read, Permissions::None]);
         let take = Action::Protect { range: page, permissions };
@@ -202,7 +202,7 @@ impl Writer<'_, '_> {
     }
 
     /// Other contents at the address of the second page of data, for a while.
-    fn replaced_page(&mut self, events: &mut Vec<Event>) {
+    pub(super) fn replaced_page(&mut self, events: &mut Vec<Event>) {
         let place = self.second_page();
         let out = Action::Unmap(range(place, 1));
         let other = Action::Map(mapping(CONSTANTS, place, 1, Permissions::Read));
@@ -218,14 +218,14 @@ impl Writer<'_, '_> {
     }
 
     /// `mov r64, [address]`.
-    fn read_at(&mut self, address: u64) {
+    pub(super) fn read_at(&mut self, address: u64) {
         if let Some(template) = self.table.template(Code::Mov_r64_rm64, OperandForm::Memory) {
             let read = self.with_target(template, address);
             self.emit(&read);
         }
     }
 
-    fn aliased_data(&mut self, events: &mut Vec<Event>) {
+    pub(super) fn aliased_data(&mut self, events: &mut Vec<Event>) {
         if self.alias_live {
             return self.halt(events, vec![Action::ExitRequest]);
         }
@@ -237,7 +237,7 @@ impl Writer<'_, '_> {
     }
 
     /// The second page of data is elsewhere for a while.
-    fn moved_page(&mut self, events: &mut Vec<Event>) {
+    pub(super) fn moved_page(&mut self, events: &mut Vec<Event>) {
         let (here, there) = (self.second_page(), self.layout.alias() + 16 * PAGE_SIZE);
         let go = Action::Remap { source: range(here, 1), destination: GuestAddress(there) };
         self.halt(events, vec![go]);
@@ -249,7 +249,7 @@ impl Writer<'_, '_> {
     }
 
     /// The code gets a second address, at which the program goes on.
-    fn aliased_code(&mut self, events: &mut Vec<Event>) {
+    pub(super) fn aliased_code(&mut self, events: &mut Vec<Event>) {
         if self.relocated {
             return self.halt(events, vec![Action::ExitRequest]);
         }
@@ -296,7 +296,7 @@ impl Writer<'_, '_> {
 
     /// Emits no-operations, if a few are enough, so that what is to be rewritten, the next instruction or
     /// the one behind a store, begins at the border between two pages of code or lies on both sides.
-    fn come_to_the_border(&mut self, ahead: bool) {
+    pub(super) fn come_to_the_border(&mut self, ahead: bool) {
         let behind = if ahead { STORE_BYTES } else { 0 };
         let border = self.layout.code + PAGE_SIZE;
         let before = self.choices.pick(&[2, 3, 0, 0]);
@@ -317,7 +317,7 @@ impl Writer<'_, '_> {
     }
 
     /// `code dword [address], value`, in [`STORE_BYTES`] bytes.
-    fn change(&mut self, code: Code, address: u64, value: u32) {
+    pub(super) fn change(&mut self, code: Code, address: u64, value: u32) {
         let operand = MemoryOperand::with_base_displ_size(Register::RIP, address as i64, 8);
         self.emit_made(Instruction::with2(code, operand, value));
     }
@@ -369,8 +369,8 @@ enum PatchableKind {
 
 /// An instruction of which another of the same length can be made.
 #[derive(Clone, Copy, Debug)]
-struct Patchable {
-    address: u64,
+pub(super) struct Patchable {
+    pub address: u64,
     kind: PatchableKind,
     register: u32,
 }

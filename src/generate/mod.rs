@@ -6,17 +6,21 @@
 //! executes, but for one table of refusals, each with a reason.
 
 mod build;
+mod changing;
 mod choices;
 mod control;
 mod events;
 mod family;
 mod form;
 mod layout;
+mod literal;
 mod operand;
 mod pick;
+mod pieces;
 mod program;
 mod raw;
 mod refused;
+mod scenes;
 mod special;
 mod table;
 mod template;
@@ -35,6 +39,8 @@ pub use choices::choices;
 pub use family::Family;
 pub use form::{Form, FormId, OperandForm, instruction_form};
 pub use layout::LayoutKind;
+pub use literal::MOST_LITERAL;
+pub use pieces::{MOST_PIECES, PIECE_BYTES};
 pub use refused::Refusal;
 
 use crate::case::Case;
@@ -92,9 +98,28 @@ impl Generator {
         program::generate(self, choices::Choices::new(choices))
     }
 
+    /// A program whose code changes under it. Its input is records of [`PIECE_BYTES`], at most
+    /// [`MOST_PIECES`]: the first for the state and the memory, each other for a scene. To drop, repeat or
+    /// swap records does the same to scenes.
+    pub fn changing(&self, records: &[u8]) -> Program {
+        changing::generate(self, &pieces::Pieces::new(records))
+    }
+
     /// A program of random bytes and mutated instructions.
     pub fn raw(&self, choices: &mut Unstructured<'_>) -> Program {
         raw::generate(self, choices::Choices::new(choices))
+    }
+
+    /// The case whose program is `bytes`, at most [`MOST_LITERAL`] of them, but for refused instructions.
+    #[must_use]
+    pub fn literal(&self, bytes: &[u8]) -> Case {
+        literal::generate(self, bytes)
+    }
+
+    /// The bytes for which [`Self::literal`] gives `case`, if there are any; its note does not matter.
+    #[must_use]
+    pub fn literal_bytes(&self, case: &Case) -> Option<Vec<u8>> {
+        literal::bytes_of(self, case)
     }
 
     /// All forms in reach, by the index that is their [`FormId`].

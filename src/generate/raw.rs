@@ -18,7 +18,7 @@ const PREFIXES: [u8; 20] = [
     0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65, 0x40, 0x48, 0x41, 0x44, 0x4f,
     0x45, 0x49, 0x4c, 0x42,
 ];
-const HALT: u8 = 0xf4;
+pub(super) const HALT: u8 = 0xf4;
 const NO_OPERATION: u8 = 0x90;
 
 const BACKWARD: Refusal =
@@ -104,7 +104,12 @@ fn mutate(choices: &mut Choices, bytes: &mut Vec<u8>) {
 
 /// Replaces by no-ops whatever is refused where decoding from the start, one instruction behind the
 /// other, comes to it. What only a branch into the middle of an instruction reaches is left.
-fn patch_out(generator: &Generator, entry: u64, bytes: &mut [u8], refused: &mut Vec<Refusal>) {
+pub(super) fn patch_out(
+    generator: &Generator,
+    entry: u64,
+    bytes: &mut [u8],
+    refused: &mut Vec<Refusal>,
+) {
     let mut instruction = Instruction::default();
     let mut offset = 0;
     while offset < bytes.len() {

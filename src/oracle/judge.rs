@@ -153,6 +153,23 @@ impl Judge {
     }
 }
 
+/// Runs `case` on silicon and on one engine, and finds the culprit of every difference. Says why where
+/// silicon cannot run it.
+pub fn judge_one(
+    silicon: &mut Silicon,
+    engine: &mut dyn Engine,
+    case: &Case,
+) -> Result<EngineVerdict, Unsupported> {
+    let reference = silicon.run(case)?;
+    if let Stop::Lost(loss) = reference.stop {
+        return Err(Unsupported::new(format!("the judge was lost: {loss}")));
+    }
+    Ok(match engine.run(case) {
+        Ok(outcome) => verdict(silicon, engine, case, &reference, outcome, |_, _, _, _| false),
+        Err(unsupported) => EngineVerdict::Unsupported(unsupported),
+    })
+}
+
 /// What is to be said of an engine's `outcome` next to silicon's. If one of the two ran out of time, both
 /// run again first: on a busy host that happens to a guest that does come to an end.
 fn verdict(

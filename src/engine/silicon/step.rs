@@ -4,6 +4,8 @@
 //! must not notice: what an instruction copied of the flag is put back to what the guest itself had
 //! there. An iteration of a repeated string instruction traps like an instruction but does not count.
 
+use std::collections::HashMap;
+
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic};
 
 use super::countdown::{Countdown, Counted, is_repeated, loses_trap, needs_engine};
@@ -94,6 +96,22 @@ impl Silicon {
             look(&decode(&code, run.state.rip), &code);
         };
         self.run_observed(case, self.first_limit(), Some(&mut observe)).map(|_| ())
+    }
+
+    /// Whether some instruction of `case`, one of the first `max_steps`, is executed at an address where
+    /// another was executed before: code that has run was changed and ran again.
+    pub fn reruns_changed_code(
+        &mut self,
+        case: &Case,
+        max_steps: u64,
+    ) -> Result<bool, Unsupported> {
+        let (mut executed, mut changed) = (HashMap::new(), false);
+        self.step_through(case, max_steps, |instruction, code| {
+            let code = code[..instruction.len().min(code.len())].to_vec();
+            let before = executed.insert(instruction.ip(), code.clone());
+            changed |= before.is_some_and(|before| before != code);
+        })?;
+        Ok(changed)
     }
 
     /// Runs `case` one instruction at a time; how it ended and how many instructions that took.

@@ -16,7 +16,7 @@ pub(super) fn print(case: &Case, comments: bool) -> String {
     let mut map = comments.then(|| MapModel::initial(case));
     let mut text = String::new();
     if comments {
-        text.push_str("# tregion case\n");
+        text.push_str(super::FIRST_LINE);
     }
     print_head(&mut text, case);
     registers::print(&mut text, &case.state, comments);
