@@ -1,6 +1,7 @@
 //! Front door: arguments in, text out, exit status. Status 0: nothing found; 1: differences found;
 //! 2: could not do what was asked, with one sentence on standard error.
 
+mod bench;
 mod convert;
 mod engines;
 mod exec;
@@ -38,6 +39,8 @@ enum Command {
     Engines,
     /// Run a flat binary or a static ELF as bare code until `hlt`
     Exec(exec::Arguments),
+    /// Measure the JIT beside this processor itself and Unicorn
+    Bench(bench::Arguments),
     /// Serve an engine over standard input and output
     #[command(hide = true)]
     Worker(engines::WorkerArguments),
@@ -70,6 +73,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Convert(arguments) => convert::run(&arguments),
         Command::Engines => engines::list(),
         Command::Exec(arguments) => exec::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Worker(arguments) => engines::work(&arguments),
     };
     match result {

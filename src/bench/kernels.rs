@@ -1,0 +1,147 @@
+//! Whole programs, written in C, compiled here: the same binary for everyone.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::{Contender, Effort, Failure, Race};
+use crate::case::image::{DEFAULT_STACK_SIZE, elf};
+use crate::case::{Case, Stop};
+use crate::engine::Engine;
+use crate::engine::jit::Jit;
+use crate::engine::silicon::Silicon;
+
+/// A program may take so long on any engine of ours.
+const TIME_LIMIT: Duration = Duration::from_secs(120);
+
+/// Name, amount of work of a quick race, and whether it is about computing: the others change their own
+/// code.
+const PROGRAMS: [(&str, u64, bool); 16] = [
+    ("alu", 16_000_000, true),
+    ("crc32", 250, true),
+    ("fib", 33, true),
+    ("hash_table", 1_500_000, true),
+    ("interpreter", 40_000, true),
+    ("jit_guest", 20_000, false),
+    ("load_store", 20_000, true),
+    ("matrix_avx2", 30, true),
+    ("nbody_x87", 80_000, true),
+    ("pointer_chase", 2_000_000, true),
+    ("quicksort", 6, true),
+    ("rep_movs", 250_000, true),
+    ("selfmod", 30_000, false),
+    ("sha256", 8, true),
+    ("string_search", 150, true),
+    ("virtual_calls", 8_000, true),
+];
+
+/// A program, ready to run.
+#[derive(Debug)]
+pub struct Kernel {
+    name: &'static str,
+    computes: bool,
+    case: Case,
+}
+
+/// The programs of the folder `sources`, compiled into `output`.
+pub fn kernels(sources: &Path, output: &Path, effort: Effort) -> Result<Vec<Kernel>, Failure> {
+    if !sources.join("common.h").exists() {
+        return Err(format!("{}: has no guest programs", sources.display()).into());
+    }
+    std::fs::create_dir_all(output).map_err(|error| format!("{}: {error}", output.display()))?;
+    let mut kernels = Vec::new();
+    for (name, quick, computes) in PROGRAMS {
+        if name == "matrix_avx2" && !is_x86_feature_detected!("avx2") {
+            continue;
+        }
+        let work = effort.pick(Some(quick), None);
+        let binary = compile(sources, name, work, output)?;
+        let image = std::fs::read(&binary).map_err(|error| format!("{name}: {error}"))?;
+        let case = elf(&image, DEFAULT_STACK_SIZE).map_err(|error| format!("{name}: {error}"))?;
+        kernels.push(Kernel { name, computes, case });
+    }
+    Ok(kernels)
+}
+
+impl Kernel {
+    /// What it is called.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.name
+    }
+
+    /// Whether it is about computing, not about changing its own code.
+    #[must_use]
+    pub fn computes(&self) -> bool {
+        self.computes
+    }
+
+    /// Everyone who is to run it. One race at a time: there is room for one big window in a process.
+    pub fn race(&self) -> Result<Race, Failure> {
+        let (case, agreed) = (&self.case, Agreed::default());
+        Ok(Race {
+            name: self.name.to_owned(),
+            unit: "ms",
+            native: Some(on(Silicon::new()?, case, &agreed)),
+            jit: on(Jit::new()?, case, &agreed),
+            #[cfg(feature = "unicorn")]
+            unicorn: Some(super::unicorn::program(case, &agreed)),
+            #[cfg(not(feature = "unicorn"))]
+            unicorn: None,
+        })
+    }
+}
+
+fn compile(
+    sources: &Path,
+    name: &str,
+    work: Option<u64>,
+    output: &Path,
+) -> Result<PathBuf, Failure> {
+    let binary = output.join(name);
+    let own = format!("{name}.flags");
+    let mut compiler = Command::new("cc");
+    compiler.current_dir(sources).args(["@flags", "@flags-O2"]);
+    compiler.args(sources.join(&own).exists().then(|| format!("@{own}")));
+    compiler.args(work.map(|work| format!("-DWORK={work}")));
+    compiler.arg("-o").arg(&binary).arg(format!("{name}.c"));
+    let done = compiler.output().map_err(|error| format!("cc: {error}"))?;
+    if !done.status.success() {
+        return Err(format!("cc: {name}: {}", String::from_utf8_lossy(&done.stderr)).into());
+    }
+    Ok(binary)
+}
+
+/// The checksum that a program ends with, the same for everyone.
+#[derive(Clone, Default)]
+pub(super) struct Agreed(Rc<Cell<Option<u64>>>);
+
+impl Agreed {
+    /// An error if somebody else came to another.
+    pub(super) fn check(&self, who: &str, checksum: u64) -> Result<(), Failure> {
+        let agreed = self.0.get().unwrap_or(checksum);
+        self.0.set(Some(agreed));
+        if agreed == checksum {
+            return Ok(());
+        }
+        Err(format!("{who}: the program comes to {checksum:#x}, not to {agreed:#x}").into())
+    }
+}
+
+/// Runs the program on an engine to its end; milliseconds.
+fn on(mut engine: impl Engine + 'static, case: &Case, agreed: &Agreed) -> Contender {
+    engine.set_time_limit(TIME_LIMIT);
+    let (case, agreed) = (case.clone(), agreed.clone());
+    Box::new(move || {
+        let begun = Instant::now();
+        let outcome = engine.run(&case)?;
+        let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
+        if outcome.stop != Stop::Halt {
+            return Err(format!("{}: the program ends by {}", engine.name(), outcome.stop).into());
+        }
+        agreed.check(engine.name(), outcome.state.gpr[0])?;
+        Ok(milliseconds)
+    })
+}

@@ -1,0 +1,167 @@
+//! Unicorn as its users use it: memory mapped, `uc_emu_start`, no hooks but those that are measured.
+
+use std::time::Instant;
+
+use unicorn_engine::{Arch, HookType, MemType, Mode, Prot, RegisterX86, Unicorn, uc_error};
+
+use super::kernels::Agreed;
+use super::services::{CODE, DATA, Program};
+use super::{Contender, Failure};
+use crate::case::Case;
+use crate::guest::Permissions;
+
+/// General-purpose registers in the order of their encoding.
+const GPR: [RegisterX86; 16] = [
+    RegisterX86::RAX,
+    RegisterX86::RCX,
+    RegisterX86::RDX,
+    RegisterX86::RBX,
+    RegisterX86::RSP,
+    RegisterX86::RBP,
+    RegisterX86::RSI,
+    RegisterX86::RDI,
+    RegisterX86::R8,
+    RegisterX86::R9,
+    RegisterX86::R10,
+    RegisterX86::R11,
+    RegisterX86::R12,
+    RegisterX86::R13,
+    RegisterX86::R14,
+    RegisterX86::R15,
+];
+
+fn machine() -> Result<Unicorn<'static, u64>, Failure> {
+    Unicorn::new_with_data(Arch::X86, Mode::MODE_64, 0).map_err(told)
+}
+
+/// Runs a whole program; milliseconds.
+pub(super) fn program(case: &Case, agreed: &Agreed) -> Contender {
+    let (case, agreed) = (case.clone(), agreed.clone());
+    Box::new(move || {
+        let mut unicorn = machine()?;
+        for mapping in &case.mappings {
+            let (start, size) = (mapping.range.start().0, mapping.range.size());
+            unicorn.mem_map(start, size, prot(mapping.permissions)).map_err(told)?;
+            let contents = &case.objects[mapping.object.0].contents[mapping.offset as usize..];
+            unicorn.mem_write(start, &contents[..size as usize]).map_err(told)?;
+        }
+        for (register, value) in GPR.iter().zip(case.state.gpr) {
+            unicorn.reg_write(*register, value).map_err(told)?;
+        }
+        let begun = Instant::now();
+        unicorn.emu_start(case.state.rip, 0, 0, 0).map_err(told)?;
+        let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
+        agreed.check("Unicorn", unicorn.reg_read(RegisterX86::RAX).map_err(told)?)?;
+        Ok(milliseconds)
+    })
+}
+
+/// Runs one of the small programs once; nanoseconds for each of its rounds.
+pub(super) fn rounds(program: &Program) -> Contender {
+    hooked(program, |_| Ok(()))
+}
+
+/// What is called in Unicorn.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Hook {
+    Code,
+    Block,
+    Memory,
+}
+
+/// The same with a hook that counts.
+pub(super) fn rounds_hooked(program: &Program, hook: Hook) -> Contender {
+    hooked(program, move |unicorn| {
+        let counted = match hook {
+            Hook::Code => unicorn.add_code_hook(1, 0, |unicorn, _, _| *unicorn.get_data_mut() += 1),
+            Hook::Block => {
+                unicorn.add_block_hook(1, 0, |unicorn, _, _| *unicorn.get_data_mut() += 1)
+            }
+            Hook::Memory => {
+                let call = |unicorn: &mut Unicorn<'_, u64>, _: MemType, _, _, _| {
+                    *unicorn.get_data_mut() += 1;
+                    true
+                };
+                unicorn.add_mem_hook(HookType::MEM_READ | HookType::MEM_WRITE, 1, 0, call)
+            }
+        };
+        counted.map(drop).map_err(told)
+    })
+}
+
+fn hooked(
+    program: &Program,
+    hook: impl Fn(&mut Unicorn<'static, u64>) -> Result<(), Failure> + 'static,
+) -> Contender {
+    let program = program.clone();
+    Box::new(move || {
+        let mut unicorn = machine()?;
+        small(&mut unicorn, &program)?;
+        hook(&mut unicorn)?;
+        let begun = Instant::now();
+        unicorn.emu_start(CODE, 0, 0, 0).map_err(told)?;
+        Ok(begun.elapsed().as_secs_f64() * 1e9 / program.rounds as f64)
+    })
+}
+
+/// Enters a warm program over and over; nanoseconds.
+pub(super) fn entering(program: &Program, times: u64) -> Contender {
+    let program = program.clone();
+    Box::new(move || {
+        let mut unicorn = machine()?;
+        small(&mut unicorn, &program)?;
+        let begun = Instant::now();
+        for _ in 0..times {
+            unicorn.emu_start(CODE, 0, 0, 0).map_err(told)?;
+        }
+        Ok(begun.elapsed().as_secs_f64() * 1e9 / times as f64)
+    })
+}
+
+/// Writes new code and runs it, over and over; nanoseconds.
+pub(super) fn new_code(code: fn(u64) -> Vec<u8>, times: u64) -> Contender {
+    Box::new(move || {
+        let mut unicorn = machine()?;
+        unicorn.mem_map(CODE, 0x1000, Prot::ALL).map_err(told)?;
+        let begun = Instant::now();
+        for number in 0..times {
+            unicorn.mem_write(CODE, &code(number)).map_err(told)?;
+            // It does not notice that the host has written.
+            unicorn.ctl_remove_cache(CODE, CODE + 0x1000).map_err(told)?;
+            unicorn.emu_start(CODE, 0, 0, 0).map_err(told)?;
+        }
+        Ok(begun.elapsed().as_secs_f64() * 1e9 / times as f64)
+    })
+}
+
+/// Makes a machine and drops it; nanoseconds.
+pub(super) fn creating(times: u64) -> Contender {
+    Box::new(move || {
+        let begun = Instant::now();
+        for _ in 0..times {
+            drop(machine()?);
+        }
+        Ok(begun.elapsed().as_secs_f64() * 1e9 / times as f64)
+    })
+}
+
+fn small(unicorn: &mut Unicorn<'static, u64>, program: &Program) -> Result<(), Failure> {
+    unicorn.mem_map(CODE, program.pages() * 0x1000, Prot::ALL).map_err(told)?;
+    unicorn.mem_write(CODE, &program.code).map_err(told)?;
+    unicorn.mem_map(DATA, 0x1000, Prot::READ | Prot::WRITE).map_err(told)?;
+    for (number, value) in &program.registers {
+        unicorn.reg_write(GPR[*number], *value).map_err(told)?;
+    }
+    Ok(())
+}
+
+fn prot(permissions: Permissions) -> Prot {
+    let of = |wanted: bool, prot: Prot| if wanted { prot } else { Prot::NONE };
+    of(permissions.read(), Prot::READ)
+        | of(permissions.write(), Prot::WRITE)
+        | of(permissions.execute(), Prot::EXEC)
+}
+
+fn told(error: uc_error) -> Failure {
+    format!("{error:?}").into()
+}

@@ -1,0 +1,124 @@
+//! `tregion bench`: figures of the JIT beside this processor itself and Unicorn.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::json;
+use tregion::bench::{self, Effort, Figure, Race, Spread};
+
+use super::output::print;
+use super::{Failure, Found};
+
+/// What `bench` is given.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Take less than a minute, and less exact figures
+    #[arg(long)]
+    quick: bool,
+    /// Measure only what has this in its name
+    #[arg(long, value_name = "WORD")]
+    only: Option<String>,
+    /// The folder with the C sources of guest programs
+    #[arg(long, value_name = "DIR", default_value = "corpora/programs")]
+    programs: PathBuf,
+    /// File for the figures as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Turns of each race.
+const ROUNDS: usize = 5;
+const ROUNDS_QUICK: usize = 3;
+
+pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
+    let output = std::env::temp_dir().join(format!("tregion-bench-{}", std::process::id()));
+    let figures = measure(arguments, &output);
+    // Nothing of it is needed, or it was never made.
+    let _ = std::fs::remove_dir_all(&output);
+    let (kernels, services) = figures?;
+    let of_jit = bench::geometric_mean(&kernels, |figure| figure.jit_over_native);
+    let of_unicorn = bench::geometric_mean(&kernels, |figure| figure.unicorn_over_jit);
+    print(&mean("the JIT to native", of_jit))?;
+    print(&mean("Unicorn to the JIT", of_unicorn))?;
+    if let Some(file) = &arguments.json {
+        let all: Vec<&Figure> = kernels.iter().chain(&services).collect();
+        let value = json!({
+            "figures": all,
+            "geomean_jit_over_native": of_jit,
+            "geomean_unicorn_over_jit": of_unicorn,
+        });
+        let text = serde_json::to_string_pretty(&value)? + "\n";
+        std::fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    Ok(Found::Nothing)
+}
+
+/// Figures of what computes, and of everything else.
+fn measure(arguments: &Arguments, output: &Path) -> Result<(Vec<Figure>, Vec<Figure>), Failure> {
+    let (effort, rounds) = match arguments.quick {
+        true => (Effort::Quick, ROUNDS_QUICK),
+        false => (Effort::Full, ROUNDS),
+    };
+    let wanted = |name: &str| arguments.only.as_ref().is_none_or(|word| name.contains(word));
+    let kernels = bench::kernels(&arguments.programs, output, effort)?;
+    let (mut computing, mut others) = (Vec::new(), Vec::new());
+    print(&format!(
+        "{:<50} {:>10} {:>10} {:>10}    {:>18} {:>20}\n",
+        "", "native", "jit", "unicorn", "jit / native", "unicorn / jit"
+    ))?;
+    let run = |race: Race| -> Result<Figure, Failure> {
+        let figure = race.run(rounds)?;
+        print(&line(&figure))?;
+        Ok(figure)
+    };
+    for kernel in kernels.iter().filter(|kernel| wanted(kernel.name())) {
+        let figure = run(kernel.race()?)?;
+        if kernel.computes() { &mut computing } else { &mut others }.push(figure);
+    }
+    for race in bench::services(effort)?.into_iter().filter(|race| wanted(race.name())) {
+        others.push(run(race)?);
+    }
+    if computing.is_empty() && others.is_empty() {
+        return Err("nothing has that in its name".into());
+    }
+    Ok((computing, others))
+}
+
+fn line(figure: &Figure) -> String {
+    let value = |spread: Option<Spread>| {
+        spread.map_or_else(
+            || "-".to_owned(),
+            |spread| format!("{:.*}", digits(spread), spread.median),
+        )
+    };
+    let ratio = |spread: Option<Spread>| {
+        spread.map_or_else(String::new, |spread| {
+            format!("{:.2} ({:.2}-{:.2})", spread.median, spread.min, spread.max)
+        })
+    };
+    format!(
+        "{:<50} {:>10} {:>10} {:>10} {:<2} {:>18} {:>20}\n",
+        figure.name,
+        value(figure.native),
+        value(Some(figure.jit)),
+        figure.unicorn_failed.clone().unwrap_or_else(|| value(figure.unicorn)),
+        figure.unit,
+        ratio(figure.jit_over_native),
+        ratio(figure.unicorn_over_jit),
+    )
+}
+
+/// Three digits in all, about.
+fn digits(spread: Spread) -> usize {
+    match spread.median {
+        below if below < 10.0 => 2,
+        below if below < 100.0 => 1,
+        _ => 0,
+    }
+}
+
+fn mean(of: &str, value: Option<f64>) -> String {
+    value.map_or_else(String::new, |value| {
+        format!("geometric mean of the programs that compute, {of}: {value:.2}\n")
+    })
+}
