@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each folder of `src` may use of the others.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("guest", &[]),
     ("os", &[]),
     ("memory", &["guest", "os"]),
@@ -18,6 +18,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("oracle", &["case", "engine", "guest"]),
     ("campaign", &["case", "engine", "generate", "guest", "oracle", "os"]),
     ("properties", &["case", "engine", "exec", "generate", "guest", "memory", "oracle"]),
+    ("bench", &["case", "engine", "exec", "guest"]),
     ("cli", &[]),
 ];
 

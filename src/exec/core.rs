@@ -8,8 +8,7 @@ use smallvec::SmallVec;
 
 use super::code_pages::CodePages;
 use super::cpuid::CpuidModel;
-use super::hook_context::{HookContext, MemoryAccess};
-use super::hooks::{HookError, HookId, Hooks, Removed, Span};
+use super::hooks::Hooks;
 use super::mmio::Device;
 use super::signals::Registration;
 use super::trampoline::Prelude;
@@ -18,7 +17,7 @@ use crate::code::gate::Gates;
 use crate::code::sync::Arc;
 use crate::code::{Arena, CHUNK_BYTES, CodeCache, Figures, Full, Key, Source};
 use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
-use crate::memory::{AccessError, AddressSpace, MapError, PageId};
+use crate::memory::{AccessError, AddressSpace, PageId};
 use crate::translate::{Leave, Request, Stub, TranslatedBlock, Translator};
 
 /// Bytes of guest code that one block can be made from: 64 instructions of 15 bytes.
@@ -359,7 +358,7 @@ impl Core {
         self.retire_between(range.start(), range.last());
     }
 
-    fn retire_between(&mut self, first: GuestAddress, last: GuestAddress) {
+    pub(super) fn retire_between(&mut self, first: GuestAddress, last: GuestAddress) {
         if self.cache.is_empty() {
             return;
         }
@@ -379,83 +378,6 @@ impl Core {
     /// any. A vCPU that is in one goes on until its end.
     pub(super) fn invalidate_block(&mut self, address: GuestAddress) -> bool {
         self.cache.invalidate_at(address, &[false, true])
-    }
-
-    /// Retires the code of addresses whose breakpoints or hooks have changed, of which each vCPU is to
-    /// know.
-    fn rules_changed(&mut self, span: Span) {
-        self.retire_between(span.first, span.last);
-        self.gates.invalidated();
-    }
-
-    /// Sets a breakpoint.
-    pub(super) fn set_breakpoint(&mut self, address: GuestAddress) {
-        if self.hooks.add_breakpoint(address) {
-            self.rules_changed(Span { first: address, last: address });
-        }
-    }
-
-    /// Takes a breakpoint away; whether there was one.
-    pub(super) fn clear_breakpoint(&mut self, address: GuestAddress) -> bool {
-        let cleared = self.hooks.remove_breakpoint(address);
-        if cleared {
-            self.rules_changed(Span { first: address, last: address });
-        }
-        cleared
-    }
-
-    /// Calls `call` before each instruction of a span.
-    pub(super) fn hook_code(
-        &mut self,
-        span: Span,
-        call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
-    ) -> HookId {
-        let id = self.hooks.add_code(span, call);
-        self.rules_changed(span);
-        id
-    }
-
-    /// Calls `call` where control arrives in a span.
-    pub(super) fn hook_blocks(
-        &mut self,
-        span: Span,
-        call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
-    ) -> HookId {
-        let id = self.hooks.add_block(span, call);
-        self.rules_changed(span);
-        id
-    }
-
-    /// Calls `call` before each access to a span.
-    pub(super) fn hook_memory(
-        &mut self,
-        span: Span,
-        call: impl FnMut(&MemoryAccess<'_>) + Send + 'static,
-    ) -> Result<HookId, HookError> {
-        let id = self.hooks.add_memory(span, call);
-        match self.trap() {
-            Ok(()) => Ok(id),
-            Err(error) => {
-                self.hooks.remove(id);
-                Err(error.into())
-            }
-        }
-    }
-
-    /// Takes a hook out.
-    pub(super) fn unhook(&mut self, id: HookId) -> Option<Removed> {
-        let (span, removed) = self.hooks.remove(id)?;
-        if !removed.is_memory() {
-            self.rules_changed(span);
-        } else if let Err(error) = self.trap() {
-            // Accesses still come to the run loop, which finds nobody to call.
-            tracing::debug!(%error, "pages stay trapped");
-        }
-        Some(removed)
-    }
-
-    fn trap(&mut self) -> Result<(), MapError> {
-        self.memory.set_traps(&self.hooks.trapped_below(self.memory.window_end()))
     }
 
     /// If the block at `host` ends without a transfer of control: where, and where it starts.

@@ -20,6 +20,7 @@ mod leave;
 mod length;
 mod machine;
 mod mmio;
+mod rules;
 mod shared;
 mod signals;
 mod step;
