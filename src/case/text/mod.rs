@@ -55,7 +55,7 @@ use crate::guest::State;
 /// The number of this text form, in the key `format`.
 const FORMAT: u64 = 1;
 
-/// The first line of what [`print`] gives; a case may be written without it.
+/// The first line of what [`print()`] gives; a case may be written without it.
 pub const FIRST_LINE: &str = "# tregion case\n";
 
 /// The text of `case`, with disassembly as comments.
