@@ -65,7 +65,7 @@ impl Vcpu {
             }
         }
         self.fix_data_pointer(pointer, instruction, address);
-        self.open_slot()?;
+        self.open_slot(start, size)?;
         finish(&mut self.memory.block_mut().slot.0[start..start + size]);
         if writes(instruction) {
             self.store_slot(core, GuestAddress(address), &operand, rights);
@@ -154,27 +154,22 @@ impl Vcpu {
         operand: &[u8],
         rights: [Permissions; 2],
     ) -> Result<(), Exit> {
-        let accessible = [Permissions::ReadWrite; 2];
-        let protected = self.memory.protect_slot(accessible).and_then(|()| {
-            let end = start + operand.len();
-            self.memory.block_mut().slot.0[start..end].copy_from_slice(operand);
-            self.memory.protect_slot(rights)
-        });
-        protected.map_err(|error| Exit::Host { what: format!("the slot's protection: {error}") })
+        self.open_slot(start, operand.len())?;
+        self.memory.block_mut().slot.0[start..start + operand.len()].copy_from_slice(operand);
+        self.memory.protect_slot(rights).map_err(|error| not_protected(&error))
     }
 
     /// Copies bytes from `start` in the slot, which it makes accessible.
     pub(super) fn read_slot(&mut self, start: usize, size: usize) -> Result<Vec<u8>, Exit> {
-        let protected = self.memory.protect_slot([Permissions::ReadWrite; 2]);
-        protected
-            .map_err(|error| Exit::Host { what: format!("the slot's protection: {error}") })?;
+        self.open_slot(start, size)?;
         Ok(self.memory.block().slot.0[start..start + size].to_vec())
     }
 
-    /// Makes both pages of the slot accessible, to this process too.
-    fn open_slot(&mut self) -> Result<(), Exit> {
-        let opened = self.memory.protect_slot([Permissions::ReadWrite; 2]);
-        opened.map_err(|error| Exit::Host { what: format!("the slot's protection: {error}") })
+    /// Makes `size` bytes from `start` in the slot accessible, to this process too. A page that none of
+    /// them is in stays as it is: each change is a system call.
+    fn open_slot(&mut self, start: usize, size: usize) -> Result<(), Exit> {
+        let opened = self.memory.open_slot([size > 0, start + size > PAGE]);
+        opened.map_err(|error| not_protected(&error))
     }
 
     /// Stores what the instruction left in the slot, where the guest may write.
@@ -214,6 +209,10 @@ impl Vcpu {
             block.set_xsave_data_pointer(linear.wrapping_sub(base));
         }
     }
+}
+
+fn not_protected(error: &std::io::Error) -> Exit {
+    Exit::Host { what: format!("the slot's protection: {error}") }
 }
 
 /// Bytes of the part of an operand that an instruction accesses first; x87 instructions take longer

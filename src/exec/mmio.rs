@@ -14,7 +14,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess};
+use iced_x86::{CpuidFeature, Instruction, InstructionInfoFactory, Mnemonic, OpAccess};
 
 use super::access::{Access, page_fault};
 use super::bounce::slot_rights;
@@ -202,7 +202,8 @@ impl Vcpu {
         let allowed = parts.iter().all(|(part, rights)| part.is_empty() || how.is_allowed(*rights));
         let mut operand = vec![0; size];
         if how.reads && (allowed || how.masked) {
-            if !self.accesses(core, instruction, address, start, size)? {
+            let certain = allowed && always_reads(instruction) && !self.checks_alignment();
+            if !certain && !self.accesses(core, instruction, address, start, size)? {
                 return Ok(());
             }
             if allowed {
@@ -278,6 +279,30 @@ impl Vcpu {
             }
         }
     }
+}
+
+/// Whether an instruction that may read its operand reads it whatever the registers hold, and raises
+/// nothing before: one of general-purpose registers, none of which asks for alignment.
+fn always_reads(instruction: &Instruction) -> bool {
+    use CpuidFeature as F;
+    instruction.cpuid_features().iter().all(|feature| {
+        matches!(
+            feature,
+            F::INTEL8086
+                | F::INTEL186
+                | F::INTEL286
+                | F::INTEL386
+                | F::INTEL486
+                | F::X64
+                | F::CMOV
+                | F::BMI1
+                | F::BMI2
+                | F::ADX
+                | F::MOVBE
+                | F::POPCNT
+                | F::LZCNT
+        )
+    })
 }
 
 /// What an instruction does with its memory operand.

@@ -172,11 +172,19 @@ impl VcpuMemory {
     /// Protects the two pages of the slot like guest pages. While they are not accessible, nothing
     /// but translated code may touch them.
     pub(super) fn protect_slot(&mut self, rights: [Permissions; 2]) -> io::Result<()> {
-        let wanted = rights.map(|rights| match (rights.read(), rights.write()) {
+        self.set_slot(rights.map(|rights| match (rights.read(), rights.write()) {
             (_, true) => ACCESSIBLE,
             (true, false) => libc::PROT_READ,
             (false, false) => libc::PROT_NONE,
-        });
+        }))
+    }
+
+    /// Makes some of the two pages accessible and leaves the others as they are.
+    pub(super) fn open_slot(&mut self, pages: [bool; 2]) -> io::Result<()> {
+        self.set_slot([0, 1].map(|page| if pages[page] { ACCESSIBLE } else { self.slot[page] }))
+    }
+
+    fn set_slot(&mut self, wanted: [i32; 2]) -> io::Result<()> {
         for (page, wanted) in wanted.into_iter().enumerate() {
             if self.slot[page] == wanted {
                 continue;
