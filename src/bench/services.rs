@@ -384,3 +384,17 @@ fn hooked(kind: Hooked, rounds: u64) -> Result<Race, Failure> {
     };
     Ok(Race { unicorn, ..Race::of_the_jit(name, "ns", jit) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_service_can_be_measured() {
+        for race in services(Effort::Quick).unwrap() {
+            let name = race.name().to_owned();
+            let figure = race.run(1).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert!(figure.jit.median > 0.0 && figure.unicorn_failed.is_none(), "{figure:?}");
+        }
+    }
+}

@@ -250,9 +250,11 @@ impl Vcpu {
         let mut left = budget;
         let mut passing = Some(self.pc);
         let mut step = false;
+        let mut left_for_step = false;
         loop {
-            // An instruction that code was left for is stepped under the lock that this took.
-            if !step {
+            // An instruction that code was left for is stepped under the lock that this took. No other
+            // is: a string instruction takes many steps.
+            if !std::mem::take(&mut left_for_step) {
                 running.release();
             }
             if self.gate.settle() {
@@ -289,6 +291,7 @@ impl Vcpu {
                 End::Step => true,
                 End::Exit(exit) => return exit,
             };
+            left_for_step = step && !single;
             if !step {
                 passing = None;
             }

@@ -1,13 +1,16 @@
 //! Memory hooks: each access, by whatever instruction.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use iced_x86::code_asm::{
     CodeAssembler, al, byte_ptr, dword_ptr, eax, k1, ptr, qword_ptr, rax, rbx, rcx, rdi, rdx, rsi,
     rsp, word_ptr, xmm0, xmmword_ptr, ymm0, ymm1, ymm2, ymmword_ptr, zmm0, zmmword_ptr,
 };
-use tregion::exec::{Exit, HookId};
-use tregion::guest::GuestAddress;
+use tregion::exec::{Exit, HookId, MemoryAccess};
+use tregion::guest::{GuestAddress, Permissions};
 
-use crate::guest::{CODE, DATA, Guest, Notes, RAX, RBX, RCX, RDI, RSI, RSP, STACK, guest};
+use crate::guest::{CODE, DATA, Guest, Notes, RAX, RBX, RCX, RDI, RSI, RSP, STACK, guest, range};
 
 /// Offset from [`DATA`], size, and what is written.
 type Access = (u64, usize, Option<Vec<u8>>);
@@ -280,4 +283,35 @@ fn above_the_window_too() {
     let offset = top.wrapping_sub(DATA);
     let one = 1_u64.to_le_bytes();
     assert_eq!(notes.take(), [read(offset, 8), write(offset, &one), write(offset, &[0; 8])]);
+}
+
+#[test]
+fn a_long_string_instruction_keeps_nobody_from_the_machine() {
+    const BYTES: u64 = 16 << 20;
+    const PLACE: u64 = 0x1000_0000;
+    let mut guest = guest(|a| {
+        a.rep().stosb().unwrap();
+        a.hlt().unwrap();
+    });
+    let machine = guest.machine.clone();
+    machine.map(range(PLACE, BYTES / 0x1000), Permissions::ReadWrite).unwrap();
+    let calls = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&calls);
+    let place = GuestAddress(PLACE)..GuestAddress(PLACE + BYTES);
+    let count = move |_: &MemoryAccess<'_>| drop(counted.fetch_add(1, Relaxed));
+    machine.hook_memory(place, count).unwrap();
+    guest.vcpu.set_gpr(RDI, PLACE);
+    guest.vcpu.set_gpr(RCX, BYTES);
+    let kick = guest.vcpu.kick();
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| guest.vcpu.run(None));
+        while calls.load(Relaxed) < 10 {
+            std::thread::yield_now();
+        }
+        machine.write(GuestAddress(DATA), b"there").unwrap();
+        let called = calls.load(Relaxed);
+        kick.ask();
+        assert_eq!(run.join().unwrap(), Exit::Requested);
+        assert!(called < BYTES, "the instruction was done before others had their turn");
+    });
 }
