@@ -298,7 +298,9 @@ fn a_long_string_instruction_keeps_nobody_from_the_machine() {
     let calls = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&calls);
     let place = GuestAddress(PLACE)..GuestAddress(PLACE + BYTES);
-    let count = move |_: &MemoryAccess<'_>| drop(counted.fetch_add(1, Relaxed));
+    let count = move |_: &MemoryAccess<'_>| {
+        counted.fetch_add(1, Relaxed);
+    };
     machine.hook_memory(place, count).unwrap();
     guest.vcpu.set_gpr(RDI, PLACE);
     guest.vcpu.set_gpr(RCX, BYTES);
