@@ -12,7 +12,8 @@ pub enum Class {
     /// Re-encoded with its registers and its memory operand moved; flags, vectors and x87 are the
     /// host's own.
     Plain,
-    /// Like `Plain`, but it stores addresses of instructions, which the run loop puts right first.
+    /// Like `Plain`, but it stores addresses of instructions and operands, which the run loop puts right
+    /// first, or takes from it what it needs for that.
     RevealsPointers,
     /// Computes an address and accesses nothing.
     Lea,
@@ -176,7 +177,8 @@ fn by_mnemonic(code: Code) -> Option<Class> {
             }
         }
         M::Rdfsbase | M::Rdgsbase => Class::ReadBase,
-        M::Fnstenv | M::Fnsave | M::Fxsave | M::Fxsave64 => Class::RevealsPointers,
+        // FNCLEX clears what tells that the address of the last operand was noted just now.
+        M::Fnstenv | M::Fnsave | M::Fxsave | M::Fxsave64 | M::Fnclex => Class::RevealsPointers,
         M::Ud0 | M::Ud1 | M::Ud2 => Class::Undefined,
         M::Int | M::Int1 | M::Int3 | M::Syscall | M::Hlt | M::Cpuid | M::Enter => Class::Assist,
         M::Jmp | M::Call | M::Ret | M::Retf | M::Iret | M::Iretd | M::Iretq => Class::Assist,
