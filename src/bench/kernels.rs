@@ -4,11 +4,11 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Contender, Effort, Failure, Race};
+use super::{Contender, Effort, Failure, Race, run_to_halt};
+use crate::case::Case;
 use crate::case::image::{DEFAULT_STACK_SIZE, elf};
-use crate::case::{Case, Stop};
 use crate::engine::Engine;
 use crate::engine::jit::Jit;
 use crate::engine::silicon::Silicon;
@@ -86,10 +86,7 @@ impl Kernel {
             unit: "ms",
             native: Some(on(Silicon::new()?, case, &agreed)),
             jit: on(Jit::new()?, case, &agreed),
-            #[cfg(feature = "unicorn")]
-            unicorn: Some(super::unicorn::program(case, &agreed)),
-            #[cfg(not(feature = "unicorn"))]
-            unicorn: None,
+            unicorn: on_unicorn!(super::unicorn::program(case, &agreed)),
         })
     }
 }
@@ -135,13 +132,8 @@ fn on(mut engine: impl Engine + 'static, case: &Case, agreed: &Agreed) -> Conten
     engine.set_time_limit(TIME_LIMIT);
     let (case, agreed) = (case.clone(), agreed.clone());
     Box::new(move || {
-        let begun = Instant::now();
-        let outcome = engine.run(&case)?;
-        let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
-        if outcome.stop != Stop::Halt {
-            return Err(format!("{}: the program ends by {}", engine.name(), outcome.stop).into());
-        }
+        let (time, outcome) = run_to_halt(&mut engine, &case)?;
         agreed.check(engine.name(), outcome.state.gpr[0])?;
-        Ok(milliseconds)
+        Ok(time.as_secs_f64() * 1e3)
     })
 }

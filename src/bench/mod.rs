@@ -4,23 +4,56 @@
 //! the ratios of each turn. [`kernels`] are whole programs, [`services`] what users of the library call
 //! often. Times depend on the host and its load: take ratios from a run, not times.
 
+/// A contender on Unicorn, in a build that has it.
+macro_rules! on_unicorn {
+    ($contender:expr) => {{
+        #[cfg(feature = "unicorn")]
+        let contender = Some($contender);
+        #[cfg(not(feature = "unicorn"))]
+        let contender = None;
+        contender
+    }};
+}
+
 mod kernels;
 mod services;
 #[cfg(feature = "unicorn")]
 mod unicorn;
 
 use std::error::Error;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 pub use kernels::{Kernel, kernels};
 pub use services::services;
 
+use crate::case::{Case, Outcome, Stop};
+use crate::engine::Engine;
+
 /// Whatever keeps something from being measured.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
 /// Takes one measurement, in the unit of its race.
 type Contender = Box<dyn FnMut() -> Result<f64, Failure>>;
+
+/// Nanoseconds that `work` takes, one of `times`.
+fn each(times: u64, mut work: impl FnMut(u64) -> Result<(), Failure>) -> Result<f64, Failure> {
+    let begun = Instant::now();
+    (0..times).try_for_each(&mut work)?;
+    Ok(begun.elapsed().as_secs_f64() * 1e9 / times as f64)
+}
+
+/// Runs a case to its `hlt`; how long that took, and what came out.
+fn run_to_halt(engine: &mut impl Engine, case: &Case) -> Result<(Duration, Outcome), Failure> {
+    let begun = Instant::now();
+    let outcome = engine.run(case)?;
+    let time = begun.elapsed();
+    if outcome.stop != Stop::Halt {
+        return Err(format!("{}: the program ends by {}", engine.name(), outcome.stop).into());
+    }
+    Ok((time, outcome))
+}
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

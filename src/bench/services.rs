@@ -10,8 +10,7 @@ use iced_x86::code_asm::{
     rsi,
 };
 
-use super::{Contender, Effort, Failure, Race};
-use crate::case::Stop;
+use super::{Contender, Effort, Failure, Race, each, run_to_halt};
 use crate::case::image::flat;
 use crate::engine::Engine;
 use crate::engine::silicon::Silicon;
@@ -60,15 +59,11 @@ impl Program {
         machine.map(range(DATA, 1)?, Permissions::ReadWrite)?;
         machine.write(GuestAddress(CODE), &self.code)?;
         let mut vcpu = machine.vcpu()?;
-        self.reset(&mut vcpu);
-        Ok((machine, vcpu))
-    }
-
-    fn reset(&self, vcpu: &mut Vcpu) {
         for (register, value) in &self.registers {
             vcpu.set_gpr(*register, *value);
         }
         vcpu.set_rip(GuestAddress(CODE));
+        Ok((machine, vcpu))
     }
 
     /// Runs it on the processor itself; nanoseconds for a round.
@@ -81,14 +76,8 @@ impl Program {
         }
         let rounds = self.rounds as f64;
         Ok(Box::new(move || {
-            let begun = Instant::now();
-            let outcome = silicon.run(&case)?;
-            let nanoseconds = begun.elapsed().as_secs_f64() * 1e9;
-            if outcome.stop == Stop::Halt {
-                Ok(nanoseconds / rounds)
-            } else {
-                Err(format!("silicon: the program ends by {}", outcome.stop).into())
-            }
+            let (time, _) = run_to_halt(&mut silicon, &case)?;
+            Ok(time.as_secs_f64() * 1e9 / rounds)
         }))
     }
 
@@ -168,19 +157,14 @@ fn entering(times: u64) -> Result<Race, Failure> {
         a.xor(edx, edx)?;
         a.hlt()
     })?;
-    #[cfg(feature = "unicorn")]
-    let unicorn = Some(super::unicorn::entering(&program, times));
-    #[cfg(not(feature = "unicorn"))]
-    let unicorn = None;
+    let unicorn = on_unicorn!(super::unicorn::entering(&program, times));
     let jit: Contender = Box::new(move || {
         let (_machine, mut vcpu) = program.machine(Permissions::ReadExecute)?;
         halt(&mut vcpu)?;
-        let begun = Instant::now();
-        for _ in 0..times {
+        each(times, |_| {
             vcpu.set_rip(GuestAddress(CODE));
-            halt(&mut vcpu)?;
-        }
-        Ok(begun.elapsed().as_secs_f64() * 1e9 / times as f64)
+            halt(&mut vcpu)
+        })
     });
     Ok(Race { unicorn, ..Race::of_the_jit("enter, 3 warm instructions, exit", "ns", jit) })
 }
@@ -195,35 +179,25 @@ fn new_code(times: u64) -> Race {
         let machine = Machine::new(40)?;
         machine.map(range(CODE, 1)?, Permissions::ReadWriteExecute)?;
         let mut vcpu = machine.vcpu()?;
-        let begun = Instant::now();
-        for number in 0..times {
+        each(times, |number| {
             machine.write(GuestAddress(CODE), &fresh(number))?;
             vcpu.set_rip(GuestAddress(CODE));
-            halt(&mut vcpu)?;
-        }
-        Ok(begun.elapsed().as_secs_f64() * 1e9 / times as f64)
+            halt(&mut vcpu)
+        })
     });
-    #[cfg(feature = "unicorn")]
-    let unicorn = Some(super::unicorn::new_code(fresh, times));
-    #[cfg(not(feature = "unicorn"))]
-    let unicorn = None;
+    let unicorn = on_unicorn!(super::unicorn::new_code(fresh, times));
     Race { unicorn, ..Race::of_the_jit("the host writes 9 bytes of code and runs them", "ns", jit) }
 }
 
 /// With a page of code and one of data, and one run: before it, Unicorn makes hardly anything.
 fn creating(times: u64) -> Result<Race, Failure> {
     let program = Program::new(1, &[], CodeAssembler::hlt)?;
-    #[cfg(feature = "unicorn")]
-    let unicorn = Some(super::unicorn::creating(&program, times));
-    #[cfg(not(feature = "unicorn"))]
-    let unicorn = None;
+    let unicorn = on_unicorn!(super::unicorn::creating(&program, times));
     let jit: Contender = Box::new(move || {
-        let begun = Instant::now();
-        for _ in 0..times {
+        each(times, |_| {
             let (_machine, mut vcpu) = program.machine(Permissions::ReadExecute)?;
-            halt(&mut vcpu)?;
-        }
-        Ok(begun.elapsed().as_secs_f64() * 1e9 / times as f64)
+            halt(&mut vcpu)
+        })
     });
     Ok(Race { unicorn, ..Race::of_the_jit("make a machine, run hlt, drop it", "ns", jit) })
 }
@@ -250,10 +224,7 @@ fn translation(blocks: u64) -> Result<Race, Failure> {
         a.hlt()
     })?;
     let jit = program.translated(Permissions::ReadExecute);
-    #[cfg(feature = "unicorn")]
-    let unicorn = Some(super::unicorn::rounds(&program));
-    #[cfg(not(feature = "unicorn"))]
-    let unicorn = None;
+    let unicorn = on_unicorn!(super::unicorn::rounds(&program));
     Ok(Race {
         unicorn,
         ..Race::of_the_jit("translate and run cold code, an instruction", "ns", jit)
@@ -289,10 +260,7 @@ fn data_beside_code(rounds: u64) -> Result<Race, Failure> {
 }
 
 fn race_of_rounds(name: &str, program: &Program) -> Result<Race, Failure> {
-    #[cfg(feature = "unicorn")]
-    let unicorn = Some(super::unicorn::rounds(program));
-    #[cfg(not(feature = "unicorn"))]
-    let unicorn = None;
+    let unicorn = on_unicorn!(super::unicorn::rounds(program));
     Ok(Race {
         native: Some(program.native()?),
         unicorn,
@@ -311,15 +279,14 @@ fn remapping(times: u64) -> Race {
             machine.write(GuestAddress(at), &fresh(number))?;
         }
         let mut vcpu = machine.vcpu()?;
-        let begun = Instant::now();
-        for _ in 0..times {
+        let nanoseconds = each(times, |_| {
             machine.remap(range(CODE, 1)?, GuestAddress(AWAY))?;
             machine.remap(range(OTHER, 1)?, GuestAddress(CODE))?;
             machine.remap(range(AWAY, 1)?, GuestAddress(OTHER))?;
             vcpu.set_rip(GuestAddress(CODE));
-            halt(&mut vcpu)?;
-        }
-        Ok(begun.elapsed().as_secs_f64() * 1e9 / times as f64 / 3.0)
+            halt(&mut vcpu)
+        })?;
+        Ok(nanoseconds / 3.0)
     });
     Race::of_the_jit("remap a page, a third of three and a run", "ns", jit)
 }
@@ -344,8 +311,9 @@ fn snapshots(name: &str, pages: u64, times: u64) -> Race {
     Race::of_the_jit(name, "ns", jit)
 }
 
+/// What is called.
 #[derive(Clone, Copy, Debug)]
-enum Hooked {
+pub(super) enum Hooked {
     Code,
     Block,
     Memory,
@@ -365,20 +333,12 @@ fn hooked(kind: Hooked, rounds: u64) -> Result<Race, Failure> {
         a.hlt()
     })?;
     let jit = program.translated_hooked(kind);
-    #[cfg(feature = "unicorn")]
-    let unicorn = {
-        use super::unicorn::{Hook, rounds_hooked};
-        let (hook, events) = match kind {
-            // Each of the loop's three instructions.
-            Hooked::Code => (Hook::Code, 3),
-            Hooked::Block => (Hook::Block, 1),
-            Hooked::Memory => (Hook::Memory, 1),
-        };
+    let unicorn = on_unicorn!({
+        // Its code hooks are called for each of the loop's three instructions.
+        let events = if matches!(kind, Hooked::Code) { 3 } else { 1 };
         let program = Program { rounds: program.rounds * events, ..program };
-        Some(rounds_hooked(&program, hook))
-    };
-    #[cfg(not(feature = "unicorn"))]
-    let unicorn = None;
+        super::unicorn::rounds_hooked(&program, kind)
+    });
     let name = match kind {
         Hooked::Code => "code hook, a call",
         Hooked::Block => "block hook, a call",

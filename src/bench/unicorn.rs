@@ -5,30 +5,10 @@ use std::time::Instant;
 use unicorn_engine::{Arch, HookType, MemType, Mode, Prot, RegisterX86, Unicorn, uc_error};
 
 use super::kernels::Agreed;
-use super::services::{CODE, DATA, Program};
-use super::{Contender, Failure};
+use super::services::{CODE, DATA, Hooked, Program};
+use super::{Contender, Failure, each};
 use crate::case::Case;
-use crate::guest::Permissions;
-
-/// General-purpose registers in the order of their encoding.
-const GPR: [RegisterX86; 16] = [
-    RegisterX86::RAX,
-    RegisterX86::RCX,
-    RegisterX86::RDX,
-    RegisterX86::RBX,
-    RegisterX86::RSP,
-    RegisterX86::RBP,
-    RegisterX86::RSI,
-    RegisterX86::RDI,
-    RegisterX86::R8,
-    RegisterX86::R9,
-    RegisterX86::R10,
-    RegisterX86::R11,
-    RegisterX86::R12,
-    RegisterX86::R13,
-    RegisterX86::R14,
-    RegisterX86::R15,
-];
+use crate::engine::unicorn::{GPR, protection};
 
 fn machine() -> Result<Unicorn<'static, u64>, Failure> {
     Unicorn::new_with_data(Arch::X86, Mode::MODE_64, 0).map_err(told)
@@ -41,7 +21,7 @@ pub(super) fn program(case: &Case, agreed: &Agreed) -> Contender {
         let mut unicorn = machine()?;
         for mapping in &case.mappings {
             let (start, size) = (mapping.range.start().0, mapping.range.size());
-            unicorn.mem_map(start, size, prot(mapping.permissions)).map_err(told)?;
+            unicorn.mem_map(start, size, protection(mapping.permissions)).map_err(told)?;
             let contents = &case.objects[mapping.object.0].contents[mapping.offset as usize..];
             unicorn.mem_write(start, &contents[..size as usize]).map_err(told)?;
         }
@@ -61,23 +41,17 @@ pub(super) fn rounds(program: &Program) -> Contender {
     hooked(program, |_| Ok(()))
 }
 
-/// What is called in Unicorn.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Hook {
-    Code,
-    Block,
-    Memory,
-}
-
 /// The same with a hook that counts.
-pub(super) fn rounds_hooked(program: &Program, hook: Hook) -> Contender {
+pub(super) fn rounds_hooked(program: &Program, hook: Hooked) -> Contender {
     hooked(program, move |unicorn| {
         let counted = match hook {
-            Hook::Code => unicorn.add_code_hook(1, 0, |unicorn, _, _| *unicorn.get_data_mut() += 1),
-            Hook::Block => {
+            Hooked::Code => {
+                unicorn.add_code_hook(1, 0, |unicorn, _, _| *unicorn.get_data_mut() += 1)
+            }
+            Hooked::Block => {
                 unicorn.add_block_hook(1, 0, |unicorn, _, _| *unicorn.get_data_mut() += 1)
             }
-            Hook::Memory => {
+            Hooked::Memory => {
                 let call = |unicorn: &mut Unicorn<'_, u64>, _: MemType, _, _, _| {
                     *unicorn.get_data_mut() += 1;
                     true
@@ -110,11 +84,7 @@ pub(super) fn entering(program: &Program, times: u64) -> Contender {
     Box::new(move || {
         let mut unicorn = machine()?;
         small(&mut unicorn, &program)?;
-        let begun = Instant::now();
-        for _ in 0..times {
-            unicorn.emu_start(CODE, 0, 0, 0).map_err(told)?;
-        }
-        Ok(begun.elapsed().as_secs_f64() * 1e9 / times as f64)
+        each(times, |_| unicorn.emu_start(CODE, 0, 0, 0).map_err(told))
     })
 }
 
@@ -123,14 +93,12 @@ pub(super) fn new_code(code: fn(u64) -> Vec<u8>, times: u64) -> Contender {
     Box::new(move || {
         let mut unicorn = machine()?;
         unicorn.mem_map(CODE, 0x1000, Prot::ALL).map_err(told)?;
-        let begun = Instant::now();
-        for number in 0..times {
+        each(times, |number| {
             unicorn.mem_write(CODE, &code(number)).map_err(told)?;
             // It does not notice that the host has written.
             unicorn.ctl_remove_cache(CODE, CODE + 0x1000).map_err(told)?;
-            unicorn.emu_start(CODE, 0, 0, 0).map_err(told)?;
-        }
-        Ok(begun.elapsed().as_secs_f64() * 1e9 / times as f64)
+            unicorn.emu_start(CODE, 0, 0, 0).map_err(told)
+        })
     })
 }
 
@@ -138,13 +106,11 @@ pub(super) fn new_code(code: fn(u64) -> Vec<u8>, times: u64) -> Contender {
 pub(super) fn creating(program: &Program, times: u64) -> Contender {
     let program = program.clone();
     Box::new(move || {
-        let begun = Instant::now();
-        for _ in 0..times {
+        each(times, |_| {
             let mut unicorn = machine()?;
             small(&mut unicorn, &program)?;
-            unicorn.emu_start(CODE, 0, 0, 0).map_err(told)?;
-        }
-        Ok(begun.elapsed().as_secs_f64() * 1e9 / times as f64)
+            unicorn.emu_start(CODE, 0, 0, 0).map_err(told)
+        })
     })
 }
 
@@ -156,13 +122,6 @@ fn small(unicorn: &mut Unicorn<'static, u64>, program: &Program) -> Result<(), F
         unicorn.reg_write(GPR[*number], *value).map_err(told)?;
     }
     Ok(())
-}
-
-fn prot(permissions: Permissions) -> Prot {
-    let of = |wanted: bool, prot: Prot| if wanted { prot } else { Prot::NONE };
-    of(permissions.read(), Prot::READ)
-        | of(permissions.write(), Prot::WRITE)
-        | of(permissions.execute(), Prot::EXEC)
 }
 
 fn told(error: uc_error) -> Failure {

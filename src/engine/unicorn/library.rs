@@ -321,7 +321,8 @@ impl Drop for Machine {
     }
 }
 
-fn protection(permissions: Permissions) -> Prot {
+/// What Unicorn calls these permissions.
+pub(crate) fn protection(permissions: Permissions) -> Prot {
     match permissions {
         Permissions::None => Prot::NONE,
         Permissions::Read => Prot::READ,

@@ -21,9 +21,11 @@ use std::io;
 use std::time::Duration;
 
 pub use self::filter::Filter;
+pub(crate) use self::library::protection;
 use self::library::{Error, Instruments, Machine, Stopper};
 use self::observer::{Access, Observer, Pause};
 use self::page_table::PageTable;
+pub(crate) use self::registers::GPR;
 use self::registers::RegisterFile;
 use super::case_memory::CaseMemory;
 use super::watchdog::Watchdog;

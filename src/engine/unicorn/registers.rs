@@ -25,33 +25,34 @@ pub(super) const REGISTER_COUNT: usize = WORDS + VECTORS + 8 + 4;
 /// Their numbers, in the order of [`RegisterFile::places`].
 pub(super) static REGISTER_NUMBERS: [c_int; REGISTER_COUNT] = register_numbers();
 
+/// General-purpose registers in the order of their encoding.
+pub(crate) const GPR: [Register; GPR_NAMES.len()] = [
+    Register::RAX,
+    Register::RCX,
+    Register::RDX,
+    Register::RBX,
+    Register::RSP,
+    Register::RBP,
+    Register::RSI,
+    Register::RDI,
+    Register::R8,
+    Register::R9,
+    Register::R10,
+    Register::R11,
+    Register::R12,
+    Register::R13,
+    Register::R14,
+    Register::R15,
+];
+
 const fn register_numbers() -> [c_int; REGISTER_COUNT] {
-    let words = [
-        Register::RAX,
-        Register::RCX,
-        Register::RDX,
-        Register::RBX,
-        Register::RSP,
-        Register::RBP,
-        Register::RSI,
-        Register::RDI,
-        Register::R8,
-        Register::R9,
-        Register::R10,
-        Register::R11,
-        Register::R12,
-        Register::R13,
-        Register::R14,
-        Register::R15,
-        Register::RIP,
-        Register::RFLAGS,
-        Register::FS_BASE,
-        Register::GS_BASE,
-    ];
+    let others = [Register::RIP, Register::RFLAGS, Register::FS_BASE, Register::GS_BASE];
     let mut numbers = [0; REGISTER_COUNT];
     let mut index = 0;
     while index < WORDS {
-        numbers[index] = words[index] as c_int;
+        let of_others = index.wrapping_sub(GPR.len());
+        let register = if index < GPR.len() { GPR[index] } else { others[of_others] };
+        numbers[index] = register as c_int;
         index += 1;
     }
     // The numbers of one kind of register are consecutive.
