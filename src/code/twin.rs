@@ -73,9 +73,7 @@ impl Twin {
             self.blocks.retain(|(pc, _), _| !(first..=last).contains(&(pc / PAGE_SIZE)));
         }
     }
-}
 
-impl Twin {
     /// All regions go but those whose pages are to be kept.
     fn keep(&mut self, is_kept: impl Fn(u64) -> bool) {
         self.regions.retain(|page, _| is_kept(*page));

@@ -219,10 +219,16 @@ impl Emitter {
 
     /// No-operations until the next block of sixteen bytes.
     pub(super) fn align(&mut self) {
+        self.pad(self.offset().wrapping_neg() % 16);
+    }
+
+    /// So many bytes of no-operations.
+    fn pad(&mut self, mut missing: u32) {
         const PADDING: [&[u8]; 4] = [&[], &[0x90], &[0x66, 0x90], &[0x0f, 0x1f, 0x00]];
-        while !self.offset().is_multiple_of(16) {
-            let missing = (16 - self.offset() % 16).min(3);
-            self.bytes(PADDING[missing as usize]);
+        while missing > 0 {
+            let padding = PADDING[missing.min(3) as usize];
+            self.bytes(padding);
+            missing -= padding.len() as u32;
         }
     }
 
@@ -340,10 +346,8 @@ impl Emitter {
     /// No-operations until the last four of the next `length` bytes lie in one block of sixteen, as
     /// the processor fetches them, so that they can be changed while it executes them.
     pub(super) fn align_end(&mut self, length: u32) {
-        const PADDING: [&[u8]; 4] = [&[], &[0x90], &[0x66, 0x90], &[0x0f, 0x1f, 0x00]];
         let displacement = (self.offset() + length - 4) % 16;
-        let missing = if displacement > 12 { 16 - displacement } else { 0 };
-        self.bytes(PADDING[missing as usize]);
+        self.pad(if displacement > 12 { 16 - displacement } else { 0 });
     }
 
     /// Points the rel32 at `place` at `target`.
