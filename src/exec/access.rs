@@ -2,6 +2,7 @@
 
 use super::core::Core;
 use super::exit::{Exit, vector};
+use super::shared::Locked;
 use super::step::room;
 use super::vcpu::Vcpu;
 use crate::guest::{GuestAddress, Permissions};
@@ -61,7 +62,7 @@ impl Vcpu {
     /// Reads bytes for the guest.
     pub(super) fn load(
         &self,
-        core: &Core,
+        core: &mut Locked<'_>,
         address: GuestAddress,
         bytes: &mut [u8],
     ) -> Result<(), Exit> {
@@ -72,7 +73,7 @@ impl Vcpu {
     /// Writes bytes for the guest: all or none.
     pub(super) fn store(
         &self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         address: GuestAddress,
         bytes: &[u8],
     ) -> Result<(), Exit> {
@@ -83,7 +84,7 @@ impl Vcpu {
     /// Reads a little-endian word of up to eight bytes.
     pub(super) fn load_word(
         &self,
-        core: &Core,
+        core: &mut Locked<'_>,
         address: GuestAddress,
         size: usize,
     ) -> Result<u64, Exit> {
@@ -96,13 +97,34 @@ impl Vcpu {
     /// Writes the low `size` bytes of a word.
     pub(super) fn store_word(
         &self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         address: GuestAddress,
         value: u64,
         size: usize,
     ) -> Result<(), Exit> {
         self.check_alignment(address, size)?;
         self.store(core, address, &value.to_le_bytes()[..size])
+    }
+
+    /// Reads a word and writes what `new` makes of it, in one step for other vCPUs if it is `locked`.
+    /// Gives the old word.
+    pub(super) fn update_word(
+        &self,
+        core: &mut Locked<'_>,
+        (address, size): (GuestAddress, usize),
+        locked: bool,
+        new: impl Fn(u64) -> u64,
+    ) -> Result<u64, Exit> {
+        self.check_alignment(address, size)?;
+        self.check(core, address, size, Access::Write)?;
+        loop {
+            let old = self.load_word(core, address, size)?;
+            let (before, after) = (old.to_le_bytes(), new(old).to_le_bytes());
+            let expected = locked.then_some(&before[..size]);
+            if self.write_expecting(core, address, &after[..size], expected)? {
+                return Ok(old);
+            }
+        }
     }
 
     /// An alignment-check exception, if the guest asks for one.

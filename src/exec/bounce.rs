@@ -5,11 +5,14 @@
 //! protection are those of the two guest pages that the operand lies in. So the processor itself
 //! finds what is misaligned, masked out, or not allowed, in its own order.
 
+use std::ops::Range;
+
 use iced_x86::{Instruction, InstructionInfoFactory, MemorySize, Mnemonic, OpAccess, Register};
 
 use super::access::{Access, page_fault};
 use super::core::Core;
 use super::exit::{Exit, vector};
+use super::shared::Locked;
 use super::step::{Single, Undone, not_canonical};
 use super::vcpu::{Fault, Vcpu, lost};
 use crate::guest::{GuestAddress, PAGE_SIZE, Permissions};
@@ -17,11 +20,44 @@ use crate::translate::is_canonical;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
+/// A memory operand that is somewhere else than translated code can reach.
+pub(super) struct Operand<'a> {
+    pub(super) instruction: &'a Instruction,
+    pub(super) address: GuestAddress,
+    /// Bytes.
+    pub(super) size: usize,
+}
+
+impl Operand<'_> {
+    /// Its place in the slot.
+    pub(super) fn start(&self) -> usize {
+        (self.address.0 % PAGE_SIZE) as usize
+    }
+
+    /// How many of its bytes are in its first page.
+    pub(super) fn split(&self) -> usize {
+        self.size.min(PAGE - self.start())
+    }
+
+    /// The address of one of its bytes.
+    pub(super) fn at(&self, index: usize) -> GuestAddress {
+        self.address.wrapping_add(index as u64)
+    }
+}
+
+/// What an instruction may change of a vCPU, apart from memory.
+pub(super) struct Registers {
+    pc: GuestAddress,
+    gpr: [u64; 16],
+    rflags: u64,
+    xsave: Box<[u8]>,
+}
+
 impl Vcpu {
     /// Runs the instruction at RIP on a copy of its operand.
     pub(super) fn bounce(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         let Some(address) = self.operand_address(instruction) else {
@@ -37,74 +73,75 @@ impl Vcpu {
     /// The same for an operand of `size` bytes, with `finish` applied to the copy before it is stored.
     pub(super) fn bounce_with(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
         size: usize,
-        finish: impl FnOnce(&mut [u8]),
+        mut finish: impl FnMut(&mut [u8]),
     ) -> Result<(), Undone> {
-        let address = self.operand_address(instruction).unwrap_or_default();
-        let start = (address % PAGE_SIZE) as usize;
+        let address = GuestAddress(self.operand_address(instruction).unwrap_or_default());
+        let operand = Operand { instruction, address, size };
+        if core.observes(address, size) {
+            return self.bounce_observed(core, &operand, finish);
+        }
         if is_atomic(instruction) {
             // Between the copy and the store nobody else may change the operand, by whatever alias.
             core.stop_others();
         }
-        if core.observes(GuestAddress(address), size) {
-            return self.bounce_observed(core, instruction, GuestAddress(address), size);
-        }
-        let (operand, rights) = self.fill_slot(core, GuestAddress(address), size)?;
+        let start = operand.start();
+        let (before, rights) = self.fill_slot(core, &operand)?;
         let pointer = self.memory.block().xsave_data_pointer();
         match self.run_single(core, instruction, Some(start as u32)) {
             Single::Done => {}
             Single::None => return Err(lost("an instruction without a translation").into()),
             Single::Fault(fault) => {
-                let address = GuestAddress(address);
-                if fault.vector == vector::PF && self.reaches_beyond(core, instruction, start)? {
+                if fault.vector == vector::PF && self.reaches_beyond(core, &operand)? {
                     return Err(not_canonical(instruction).into());
                 }
-                return Err(self.bounce_fault(core, instruction, address, fault).into());
+                return Err(self.bounce_fault(core, &operand, fault).into());
             }
         }
-        self.fix_data_pointer(pointer, instruction, address);
+        self.fix_data_pointer(pointer, instruction, address.0);
         self.open_slot(start, size)?;
         finish(&mut self.memory.block_mut().slot.0[start..start + size]);
         if writes(instruction) {
-            self.store_slot(core, GuestAddress(address), &operand, rights);
+            self.store_slot(core, &operand, &before, rights);
         }
         Ok(())
     }
 
     /// Whether a masked instruction, which faulted in the first page of its slot, uses a part of its
     /// operand that is not canonical, which comes first: tries it with that page accessible.
-    fn reaches_beyond(
-        &mut self,
-        core: &mut Core,
-        instruction: &Instruction,
-        start: usize,
-    ) -> Result<bool, Exit> {
-        let address = self.operand_address(instruction).unwrap_or_default();
-        let last = address.wrapping_add(instruction.memory_size().size() as u64).wrapping_sub(1);
-        if !is_masked(instruction) || !is_canonical(address) || is_canonical(last) {
+    fn reaches_beyond(&mut self, core: &mut Core, operand: &Operand<'_>) -> Result<bool, Exit> {
+        let (instruction, address) = (operand.instruction, operand.address);
+        let last = address.0.wrapping_add(instruction.memory_size().size() as u64).wrapping_sub(1);
+        if !is_masked(instruction) || !is_canonical(address.0) || is_canonical(last) {
             return Ok(false);
         }
-        let block = self.memory.block();
-        let (gpr, xsave, rflags) = (block.gpr, block.xsave.0, block.rflags);
-        let pc = self.pc;
+        let before = self.registers();
+        let start = operand.start();
         self.load_slot(start, &[], [Permissions::ReadWrite, Permissions::None])?;
         let tried = self.run_single(core, instruction, Some(start as u32));
-        let block = self.memory.block_mut();
-        (block.gpr, block.xsave.0, block.rflags) = (gpr, xsave, rflags);
-        self.pc = pc;
+        self.set_registers(&before);
         Ok(matches!(tried, Single::Fault(_)))
     }
 
-    /// What a fault of an instruction on the slot is to the guest, whose operand is at `address`.
-    pub(super) fn bounce_fault(
-        &self,
-        core: &Core,
-        instruction: &Instruction,
-        address: GuestAddress,
-        fault: Fault,
-    ) -> Exit {
+    /// The registers that an instruction may change, …
+    pub(super) fn registers(&self) -> Registers {
+        let block = self.memory.block();
+        Registers { pc: self.pc, gpr: block.gpr, rflags: block.rflags, xsave: block.xsave.0.into() }
+    }
+
+    /// … put back.
+    pub(super) fn set_registers(&mut self, registers: &Registers) {
+        self.pc = registers.pc;
+        let block = self.memory.block_mut();
+        (block.gpr, block.rflags) = (registers.gpr, registers.rflags);
+        block.xsave.0.copy_from_slice(&registers.xsave);
+    }
+
+    /// What a fault of an instruction on the slot is to the guest.
+    pub(super) fn bounce_fault(&self, core: &Core, operand: &Operand<'_>, fault: Fault) -> Exit {
+        let (instruction, address) = (operand.instruction, operand.address);
         match fault.vector {
             vector::PF => {
                 let place = fault.address.wrapping_sub(self.memory.slot_address());
@@ -129,22 +166,19 @@ impl Vcpu {
     fn fill_slot(
         &mut self,
         core: &Core,
-        address: GuestAddress,
-        size: usize,
+        operand: &Operand<'_>,
     ) -> Result<(Vec<u8>, [Permissions; 2]), Exit> {
-        let rights = slot_rights(core, address);
-        let start = (address.0 % PAGE_SIZE) as usize;
-        let mut operand = vec![0; size];
-        let split = size.min(PAGE - start);
-        for (part, page) in [(0..split, 0), (split..size, 1)] {
+        let rights = slot_rights(core, operand.address);
+        let mut bytes = vec![0; operand.size];
+        let split = operand.split();
+        for (part, page) in [(0..split, 0), (split..operand.size, 1)] {
             if !part.is_empty() && rights[page].read() {
-                let from = address.wrapping_add(part.start as u64);
-                let read = core.memory.read(from, &mut operand[part]);
+                let read = core.memory.read(operand.at(part.start), &mut bytes[part]);
                 read.map_err(|error| page_fault(core, error.address, Access::Read))?;
             }
         }
-        self.load_slot(start, &operand, rights)?;
-        Ok((operand, rights))
+        self.load_slot(operand.start(), &bytes, rights)?;
+        Ok((bytes, rights))
     }
 
     /// Copies bytes to `start` in the slot and protects it.
@@ -172,24 +206,26 @@ impl Vcpu {
         opened.map_err(|error| not_protected(&error))
     }
 
-    /// Stores what the instruction left in the slot, where the guest may write.
+    /// Stores what the instruction left in the slot, where the guest may write. Of a masked store, just
+    /// the bytes that have changed: the others may be another vCPU's by now.
     fn store_slot(
         &mut self,
         core: &mut Core,
-        address: GuestAddress,
+        operand: &Operand<'_>,
         before: &[u8],
         rights: [Permissions; 2],
     ) {
-        let start = (address.0 % PAGE_SIZE) as usize;
-        let split = before.len().min(PAGE - start);
-        for (part, page) in [(0..split, 0), (split..before.len(), 1)] {
-            if part.is_empty() || !rights[page].write() {
+        let split = operand.split();
+        let now = &self.memory.block().slot.0[operand.start()..][..operand.size];
+        let masked = is_masked(operand.instruction);
+        let changed = |index: usize| !masked || now[index] != before[index];
+        for (part, page) in [(0..split, 0), (split..operand.size, 1)] {
+            if !rights[page].write() || now[part.clone()] == before[part.clone()] {
                 continue;
             }
-            let now = self.memory.block().slot.0[start + part.start..start + part.end].to_vec();
-            if now != before[part.clone()] {
-                let to = address.wrapping_add(part.start as u64);
-                core.write(to, &now).expect("a page that may be written is mapped");
+            for part in runs(part, changed) {
+                let written = core.write(operand.at(part.start), &now[part]);
+                written.expect("a page that may be written is mapped");
             }
         }
     }
@@ -227,8 +263,20 @@ fn first_piece(instruction: &Instruction) -> u64 {
     }
 }
 
+/// The runs of indexes in `range` that are `wanted`.
+pub(super) fn runs(range: Range<usize>, wanted: impl Fn(usize) -> bool) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for index in range.filter(|&index| wanted(index)) {
+        match runs.last_mut() {
+            Some(run) if run.end == index => run.end += 1,
+            _ => runs.push(index..index + 1),
+        }
+    }
+    runs
+}
+
 /// Whether an instruction reads and writes its operand at once.
-fn is_atomic(instruction: &Instruction) -> bool {
+pub(super) fn is_atomic(instruction: &Instruction) -> bool {
     instruction.has_lock_prefix() || instruction.mnemonic() == Mnemonic::Xchg
 }
 

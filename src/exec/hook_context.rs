@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use super::core::Core;
 use super::shared::Shared;
 use super::vcpu::Vcpu;
 use crate::guest::{GuestAddress, State};
@@ -87,7 +86,7 @@ impl fmt::Debug for HookContext<'_> {
 /// An access that the guest may make and is about to, for a memory hook.
 pub struct MemoryAccess<'a> {
     pub(super) vcpu: &'a Vcpu,
-    pub(super) core: &'a Core,
+    pub(super) shared: &'a Shared,
     pub(super) address: GuestAddress,
     pub(super) size: usize,
     pub(super) written: Option<&'a [u8]>,
@@ -126,13 +125,13 @@ impl MemoryAccess<'_> {
 
     /// Reads guest memory, which is as it was before the access.
     pub fn read(&self, address: GuestAddress, bytes: &mut [u8]) -> Result<(), AccessError> {
-        self.core.memory.read(address, bytes)
+        self.shared.lock().memory.read(address, bytes)
     }
 
     /// Ends the run with [`Exit::Stopped`](super::Exit::Stopped) behind the instruction, or, if it is a repeated string
     /// instruction, at one of its iterations.
     pub fn stop(&self) {
-        self.core.hooks.ask_to_stop();
+        self.vcpu.stop_asked.set(true);
     }
 }
 

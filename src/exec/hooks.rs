@@ -13,18 +13,20 @@
 //! ends before it (a hook that stops, a request to leave, a fault that the host repairs) goes on
 //! behind the call.
 //!
-//! Code and block hooks run without any lock of the machine: they may take their time, and may use a
-//! clone of the [`Machine`](super::Machine). Memory hooks and devices run in the middle of an
-//! instruction, under the machine's lock: they work with what they are given, and a use of the machine
-//! panics. One hook is called by one vCPU at a time. A hook that panics ends the run by its panic.
-//! Nothing is left locked; after a panic in a memory hook or a device the vCPU's registers may be those
-//! in the middle of the instruction, whose memory accesses before that one are done.
+//! Hooks and devices run without any lock of the machine: they may take their time, and may use a
+//! clone of the [`Machine`](super::Machine). Memory hooks and devices do so in the middle of an
+//! instruction, whose rest meets what they have changed: if it may no longer make the access, it faults.
+//! A LOCKed instruction stays atomic: if its operand was changed while its store was announced, it
+//! starts again, and is announced again. One hook is called by one vCPU at a time. A hook that panics
+//! ends the run by its panic. Nothing is left locked; after a panic in a memory hook or a device the
+//! vCPU's registers may be those in the middle of the instruction, whose memory accesses before that
+//! one are done.
 
-use std::cell::Cell;
 use std::fmt;
 use std::ops::{Bound, RangeBounds};
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
+use smallvec::SmallVec;
 
 use super::exit::Exit;
 use super::hook_context::{HookContext, MemoryAccess};
@@ -92,7 +94,7 @@ impl Span {
 }
 
 type CodeCall = dyn FnMut(&mut HookContext<'_>) + Send;
-type MemoryCall = dyn FnMut(&MemoryAccess<'_>) + Send;
+pub(super) type MemoryCall = dyn FnMut(&MemoryAccess<'_>) + Send;
 
 /// A closure with its place. Calls clone the handle, so a table is never borrowed during one.
 struct Hook<Call: ?Sized> {
@@ -114,7 +116,7 @@ impl<Call> Closure<Call> {
 }
 
 impl<Call: ?Sized> Closure<Call> {
-    fn with(&self, work: impl FnOnce(&mut Call)) {
+    pub(super) fn with(&self, work: impl FnOnce(&mut Call)) {
         let mut call = self.call.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.removed.load(Ordering::Acquire) {
             work(&mut call);
@@ -132,8 +134,6 @@ pub(super) struct Hooks {
     memory: Vec<Hook<MemoryCall>>,
     /// There is a breakpoint, a code hook or a block hook.
     pub(super) on_code: bool,
-    /// A memory hook has asked for the run to end.
-    stop: Cell<bool>,
 }
 
 impl fmt::Debug for Hooks {
@@ -264,23 +264,14 @@ impl Hooks {
         self.memory.iter().any(|hook| hook.span.touches(address, size))
     }
 
-    /// Calls the memory hooks of an access that is allowed and about to be made.
-    pub(super) fn before_access(&self, access: &MemoryAccess<'_>) {
-        for hook in &self.memory {
-            if hook.span.touches(access.address, access.size) {
-                hook.closure.with(|call| call(access));
-            }
-        }
-    }
-
-    /// Lets the run end behind the instruction.
-    pub(super) fn ask_to_stop(&self) {
-        self.stop.set(true);
-    }
-
-    /// Whether a memory hook has asked for the run to end, which is then granted.
-    pub(super) fn take_stop(&self) -> bool {
-        self.stop.replace(false)
+    /// The memory hooks to be called before an access.
+    pub(super) fn due_for_access(
+        &self,
+        address: GuestAddress,
+        size: usize,
+    ) -> SmallVec<[Arc<Closure<MemoryCall>>; 1]> {
+        let due = self.memory.iter().filter(|hook| hook.span.touches(address, size));
+        due.map(|hook| Arc::clone(&hook.closure)).collect()
     }
 
     /// The closures to be called at `pc`.

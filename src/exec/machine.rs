@@ -20,8 +20,7 @@ use crate::memory::{AccessError, AddressSpace, Backing, MapError, Mapping, Resto
 ///
 /// All of it can be called from any thread while vCPUs run in others. When a call returns, no vCPU
 /// runs code that it has made invalid, and none will; only [`Self::invalidate_soon`] and
-/// [`Self::invalidate_block_soon`] do not wait. Called by a memory hook or a device of the machine
-/// itself they panic.
+/// [`Self::invalidate_block_soon`] do not wait. Hooks and devices may call all of it too.
 #[derive(Clone, Debug)]
 pub struct Machine {
     shared: Arc<Shared>,

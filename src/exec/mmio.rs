@@ -10,6 +10,9 @@
 //! instruction accesses memory at all: it runs once on a slot without access, where it can only fault.
 //! What it does not read is not read. And a write that depends on a mask is done twice, on zeros and on
 //! ones: what is the same then was written.
+//!
+//! Handlers and hooks are called without the machine's lock, in the middle of an instruction: they may
+//! take their time, and use the machine. What they changed, the rest of the instruction meets.
 
 use std::fmt;
 use std::ops::Range;
@@ -17,10 +20,11 @@ use std::ops::Range;
 use iced_x86::{CpuidFeature, Instruction, InstructionInfoFactory, Mnemonic, OpAccess};
 
 use super::access::{Access, page_fault};
-use super::bounce::slot_rights;
+use super::bounce::{Operand, is_atomic, runs, slot_rights};
 use super::core::Core;
 use super::exit::{Exit, vector};
 use super::hook_context::MemoryAccess;
+use super::shared::Locked;
 use super::step::{Single, Undone};
 use super::vcpu::{Vcpu, lost};
 use crate::code::sync::{Arc, Mutex, PoisonError};
@@ -59,8 +63,12 @@ type Call = dyn FnMut(Mmio<'_>) + Send;
 /// A device: its handle of the memory that stands for it, and its handler.
 pub(super) struct Device {
     backing: Backing,
-    call: Arc<Mutex<Call>>,
+    handler: Handler,
 }
+
+/// What is called for a device, without the machine's lock; one call at a time.
+#[derive(Clone)]
+struct Handler(Arc<Mutex<Call>>);
 
 impl fmt::Debug for Device {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -70,16 +78,18 @@ impl fmt::Debug for Device {
 
 impl Device {
     pub(super) fn new(backing: Backing, call: impl FnMut(Mmio<'_>) + Send + 'static) -> Self {
-        Self { backing, call: Arc::new(Mutex::new(call)) }
+        Self { backing, handler: Handler(Arc::new(Mutex::new(call))) }
     }
 
     /// Whether it is mapped nowhere any more.
     pub(super) fn is_unused(&self) -> bool {
         self.backing.is_unused()
     }
+}
 
+impl Handler {
     fn call(&self, access: Mmio<'_>) {
-        (self.call.lock().unwrap_or_else(PoisonError::into_inner))(access);
+        (self.0.lock().unwrap_or_else(PoisonError::into_inner))(access);
     }
 
     fn read(&self, address: GuestAddress, offset: u64, bytes: &mut [u8]) {
@@ -101,49 +111,65 @@ impl Device {
 }
 
 impl Core {
-    /// The device at an address, and the offset in it.
-    fn device_at(&self, address: GuestAddress) -> Option<(&Device, u64)> {
+    /// The handler of the device at an address, and the offset in the device.
+    fn device_at(&self, address: GuestAddress) -> Option<(&Handler, u64)> {
+        if self.devices.is_empty() {
+            return None;
+        }
         let mapping = self.memory.find(address).filter(|mapping| mapping.backing.is_device())?;
         let device = self.devices.iter().find(|device| device.backing.is_same(&mapping.backing))?;
-        Some((device, mapping.offset_of(address)))
+        Some((&device.handler, mapping.offset_of(address)))
+    }
+
+    /// Whether some of these bytes are a device's.
+    fn is_device(&self, address: GuestAddress, size: usize) -> bool {
+        !self.devices.is_empty()
+            && pages(address, size).any(|(page, _)| self.device_at(page).is_some())
     }
 
     /// Whether a device or a memory hook looks at an access.
     pub(super) fn observes(&self, address: GuestAddress, size: usize) -> bool {
-        let mut pages = pages(address, size);
-        self.hooks.watch_memory(address, size)
-            || (!self.devices.is_empty() && pages.any(|(at, _)| self.device_at(at).is_some()))
+        self.hooks.watch_memory(address, size) || self.is_device(address, size)
     }
 
-    fn read_through(&self, address: GuestAddress, bytes: &mut [u8]) -> Result<(), AccessError> {
-        if self.devices.is_empty() {
-            return self.memory.read(address, bytes);
-        }
+    /// Whether memory holds `expected`; nobody changes it any more until the lock is given back.
+    fn still_holds(&self, address: GuestAddress, expected: &[u8]) -> bool {
+        self.stop_others();
+        let mut now = vec![0; expected.len()];
+        self.memory.read(address, &mut now).is_ok() && now == expected
+    }
+
+    /// Takes out the devices that are mapped nowhere, to be dropped outside of the lock.
+    pub(super) fn take_unused_devices(&mut self) -> Vec<Device> {
+        self.devices.extract_if(.., |device| device.is_unused()).collect()
+    }
+}
+
+impl Locked<'_> {
+    /// Reads memory and devices, for which it gives up the lock.
+    fn read_through(&mut self, address: GuestAddress, bytes: &mut [u8]) -> Result<(), AccessError> {
         for (at, part) in pages(address, bytes.len()) {
-            match self.device_at(at) {
-                Some((device, offset)) => device.read(at, offset, &mut bytes[part]),
+            match self.device_at(at).map(|(device, offset)| (device.clone(), offset)) {
+                Some((device, offset)) => {
+                    self.unlocked(|_| device.read(at, offset, &mut bytes[part]));
+                }
                 None => self.memory.read(at, &mut bytes[part])?,
             }
         }
         Ok(())
     }
 
+    /// Writes to memory and devices, for which it gives up the lock.
     fn write_through(&mut self, address: GuestAddress, bytes: &[u8]) -> Result<(), AccessError> {
-        if self.devices.is_empty() {
-            return self.write(address, bytes);
-        }
         for (at, part) in pages(address, bytes.len()) {
-            match self.device_at(at) {
-                Some((device, offset)) => device.write(at, offset, &bytes[part]),
+            match self.device_at(at).map(|(device, offset)| (device.clone(), offset)) {
+                Some((device, offset)) => {
+                    self.unlocked(|_| device.write(at, offset, &bytes[part]));
+                }
                 None => self.write(at, &bytes[part])?,
             }
         }
         Ok(())
-    }
-
-    /// Takes out the devices that are mapped nowhere, to be dropped outside of the lock.
-    pub(super) fn take_unused_devices(&mut self) -> Vec<Device> {
-        self.devices.extract_if(.., |device| device.is_unused()).collect()
     }
 }
 
@@ -163,12 +189,11 @@ impl Vcpu {
     /// Reads for the guest what it may read.
     pub(super) fn read_guest(
         &self,
-        core: &Core,
+        core: &mut Locked<'_>,
         address: GuestAddress,
         bytes: &mut [u8],
     ) -> Result<(), Exit> {
-        let size = bytes.len();
-        core.hooks.before_access(&MemoryAccess { vcpu: self, core, address, size, written: None });
+        self.announce(core, address, bytes.len(), None)?;
         let read = core.read_through(address, bytes);
         read.map_err(|error| page_fault(core, error.address, Access::Read))
     }
@@ -176,107 +201,170 @@ impl Vcpu {
     /// Writes for the guest where it may write.
     pub(super) fn write_guest(
         &self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         address: GuestAddress,
         bytes: &[u8],
     ) -> Result<(), Exit> {
-        let (size, written) = (bytes.len(), Some(bytes));
-        core.hooks.before_access(&MemoryAccess { vcpu: self, core, address, size, written });
-        let written = core.write_through(address, bytes);
-        written.map_err(|error| page_fault(core, error.address, Access::Write))
+        self.write_expecting(core, address, bytes, None).map(drop)
     }
 
-    /// Runs the instruction at RIP, whose operand is looked at, on a copy of it.
-    pub(super) fn bounce_observed(
-        &mut self,
-        core: &mut Core,
-        instruction: &Instruction,
+    /// The same, but if memory does not hold what is `expected` when it is to be written, nothing is.
+    /// Whether it was. Devices have nothing to compare with.
+    pub(super) fn write_expecting(
+        &self,
+        core: &mut Locked<'_>,
+        address: GuestAddress,
+        bytes: &[u8],
+        expected: Option<&[u8]>,
+    ) -> Result<bool, Exit> {
+        self.announce(core, address, bytes.len(), Some(bytes))?;
+        let expected = expected.filter(|_| !core.is_device(address, bytes.len()));
+        if expected.is_some_and(|expected| !core.still_holds(address, expected)) {
+            return Ok(false);
+        }
+        match core.write_through(address, bytes) {
+            Ok(()) => Ok(true),
+            Err(error) => Err(page_fault(core, error.address, Access::Write)),
+        }
+    }
+
+    /// Calls the memory hooks of an access that is allowed and about to be made, without the lock. That
+    /// it still is allowed afterwards, is looked at again.
+    fn announce(
+        &self,
+        core: &mut Locked<'_>,
         address: GuestAddress,
         size: usize,
+        written: Option<&[u8]>,
+    ) -> Result<(), Exit> {
+        let due = core.hooks.due_for_access(address, size);
+        if due.is_empty() {
+            return Ok(());
+        }
+        core.unlocked(|shared| {
+            let access = MemoryAccess { vcpu: self, shared, address, size, written };
+            due.iter().for_each(|hook| hook.with(|call| call(&access)));
+        });
+        let access = if written.is_some() { Access::Write } else { Access::Read };
+        self.check(core, address, size, access)
+    }
+
+    /// Runs the instruction at RIP, whose operand is looked at, on a copy of it, to which `finish` is
+    /// applied, before it is stored if it is. If another vCPU has changed the operand of an atomic instruction
+    /// while a hook was told of the store, all of it is done again, and announced again.
+    pub(super) fn bounce_observed(
+        &mut self,
+        core: &mut Locked<'_>,
+        operand: &Operand<'_>,
+        mut finish: impl FnMut(&mut [u8]),
     ) -> Result<(), Undone> {
-        let how = OperandAccess::of(instruction);
-        let rights = slot_rights(core, address);
-        let start = (address.0 % PAGE_SIZE) as usize;
-        let split = size.min((PAGE_SIZE as usize) - start);
-        let parts = [(0..split, rights[0]), (split..size, rights[1])];
-        let allowed = parts.iter().all(|(part, rights)| part.is_empty() || how.is_allowed(*rights));
-        let mut operand = vec![0; size];
-        if how.reads && (allowed || how.masked) {
-            let certain = allowed && always_reads(instruction) && !self.checks_alignment();
-            if !certain && !self.accesses(core, instruction, address, start, size)? {
+        let how = OperandAccess::of(operand.instruction);
+        let atomic = is_atomic(operand.instruction);
+        loop {
+            let Some(mut bytes) = self.load_observed(core, operand, &how)? else { return Ok(()) };
+            let before = self.registers();
+            let pointer = self.memory.block().xsave_data_pointer();
+            self.run_on_slot(core, operand, &bytes)?;
+            self.fix_data_pointer(pointer, operand.instruction, operand.address.0);
+            if !how.writes {
+                finish(&mut bytes);
                 return Ok(());
             }
-            if allowed {
-                self.read_guest(core, address, &mut operand)?;
-            } else {
-                for (part, _) in
-                    parts.iter().filter(|(part, rights)| !part.is_empty() && rights.read())
-                {
-                    let at = address.wrapping_add(part.start as u64);
-                    self.read_guest(core, at, &mut operand[part.clone()])?;
+            let expected = atomic.then_some(&bytes[..]);
+            match self.store_observed(core, operand, &how, &mut finish, expected) {
+                Ok(true) => return Ok(()),
+                Ok(false) => self.set_registers(&before),
+                Err(undone) => {
+                    self.set_registers(&before);
+                    return Err(undone);
                 }
             }
         }
-        let pointer = self.memory.block().xsave_data_pointer();
-        self.run_on_slot(core, instruction, address, &operand, rights)?;
-        self.fix_data_pointer(pointer, instruction, address.0);
-        if !how.writes {
-            return Ok(());
+    }
+
+    /// What an instruction reads of its operand, zeros for the rest; nothing if it turns out to access
+    /// no memory, and is done.
+    fn load_observed(
+        &mut self,
+        core: &mut Locked<'_>,
+        operand: &Operand<'_>,
+        how: &OperandAccess,
+    ) -> Result<Option<Vec<u8>>, Undone> {
+        let mut bytes = vec![0; operand.size];
+        let rights = slot_rights(core, operand.address);
+        let split = operand.split();
+        let parts = [(0..split, rights[0]), (split..operand.size, rights[1])];
+        let allowed = parts.iter().all(|(part, rights)| part.is_empty() || how.is_allowed(*rights));
+        if !how.reads || !(allowed || how.masked) {
+            return Ok(Some(bytes));
         }
-        // Hooks of the write are told of this instruction.
-        let next = std::mem::replace(&mut self.pc, GuestAddress(instruction.ip()));
-        let result = self.read_slot(start, size)?;
-        let mut written = runs(size, |_| true);
+        let certain = allowed && always_reads(operand.instruction) && !self.checks_alignment();
+        if !certain && !self.accesses(core, operand)? {
+            return Ok(None);
+        }
+        if allowed {
+            self.read_guest(core, operand.address, &mut bytes)?;
+            return Ok(Some(bytes));
+        }
+        for (part, _) in parts.iter().filter(|(part, rights)| !part.is_empty() && rights.read()) {
+            self.read_guest(core, operand.at(part.start), &mut bytes[part.clone()])?;
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Stores what the instruction left in the slot; if it is atomic, only if memory is as `expected`.
+    /// Whether it did. RIP is the instruction's until then, so that hooks are told of it.
+    fn store_observed(
+        &mut self,
+        core: &mut Locked<'_>,
+        operand: &Operand<'_>,
+        how: &OperandAccess,
+        finish: &mut impl FnMut(&mut [u8]),
+        expected: Option<&[u8]>,
+    ) -> Result<bool, Undone> {
+        let next = std::mem::replace(&mut self.pc, GuestAddress(operand.instruction.ip()));
+        let mut result = self.read_slot(operand.start(), operand.size)?;
+        finish(&mut result);
+        let mut written = runs(0..operand.size, |_| true);
         if how.masked && !how.reads {
-            self.run_on_slot(core, instruction, address, &vec![0xff; size], rights)?;
-            self.pc = GuestAddress(instruction.ip());
-            let again = self.read_slot(start, size)?;
-            written = runs(size, |index| result[index] == again[index]);
+            self.run_on_slot(core, operand, &vec![0xff; operand.size])?;
+            self.pc = GuestAddress(operand.instruction.ip());
+            let again = self.read_slot(operand.start(), operand.size)?;
+            written = runs(0..operand.size, |index| result[index] == again[index]);
         }
         for part in written {
-            let at = address.wrapping_add(part.start as u64);
-            self.write_guest(core, at, &result[part])?;
+            let at = operand.at(part.start);
+            if !self.write_expecting(core, at, &result[part], expected)? {
+                return Ok(false);
+            }
         }
         self.pc = next;
-        Ok(())
+        Ok(true)
     }
 
     /// Whether the instruction at RIP accesses its operand at all. If not, it is done.
-    fn accesses(
-        &mut self,
-        core: &mut Core,
-        instruction: &Instruction,
-        address: GuestAddress,
-        start: usize,
-        size: usize,
-    ) -> Result<bool, Undone> {
-        self.load_slot(start, &vec![0; size], [Permissions::None; 2])?;
-        match self.run_single(core, instruction, Some(start as u32)) {
+    fn accesses(&mut self, core: &mut Locked<'_>, operand: &Operand<'_>) -> Result<bool, Undone> {
+        self.load_slot(operand.start(), &vec![0; operand.size], [Permissions::None; 2])?;
+        match self.run_single(core, operand.instruction, Some(operand.start() as u32)) {
             Single::Done => Ok(false),
             Single::None => Err(lost("an instruction without a translation").into()),
             Single::Fault(fault) if fault.vector == vector::PF => Ok(true),
-            Single::Fault(fault) => {
-                Err(self.bounce_fault(core, instruction, address, fault).into())
-            }
+            Single::Fault(fault) => Err(self.bounce_fault(core, operand, fault).into()),
         }
     }
 
     fn run_on_slot(
         &mut self,
-        core: &mut Core,
-        instruction: &Instruction,
-        address: GuestAddress,
-        operand: &[u8],
-        rights: [Permissions; 2],
+        core: &mut Locked<'_>,
+        operand: &Operand<'_>,
+        bytes: &[u8],
     ) -> Result<(), Undone> {
-        let start = (address.0 % PAGE_SIZE) as usize;
-        self.load_slot(start, operand, rights)?;
-        match self.run_single(core, instruction, Some(start as u32)) {
+        let rights = slot_rights(core, operand.address);
+        self.load_slot(operand.start(), bytes, rights)?;
+        match self.run_single(core, operand.instruction, Some(operand.start() as u32)) {
             Single::Done => Ok(()),
             Single::None => Err(lost("an instruction without a translation").into()),
-            Single::Fault(fault) => {
-                Err(self.bounce_fault(core, instruction, address, fault).into())
-            }
+            Single::Fault(fault) => Err(self.bounce_fault(core, operand, fault).into()),
         }
     }
 }
@@ -335,16 +423,4 @@ impl OperandAccess {
     fn is_allowed(&self, rights: Permissions) -> bool {
         (rights.read() || !self.reads) && (rights.write() || !self.writes)
     }
-}
-
-/// The runs of indexes below `size` that are `wanted`.
-fn runs(size: usize, wanted: impl Fn(usize) -> bool) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    for index in (0..size).filter(|&index| wanted(index)) {
-        match runs.last_mut() {
-            Some(run) if run.end == index => run.end += 1,
-            _ => runs.push(index..index + 1),
-        }
-    }
-    runs
 }

@@ -1,8 +1,10 @@
 //! [`Shared`]: what the vCPUs of a machine share, and the lock around most of it.
 //!
 //! A vCPU holds the lock while it translates, chains, or executes an instruction by itself; to look up
-//! translations and to run them it takes none. A memory hook or a device that asks the machine itself
-//! for something would wait for its own run for ever: it panics instead.
+//! translations and to run them it takes none, and whatever the host attached to the machine is called
+//! without it: [`Locked::unlocked`] gives it up in the middle of an instruction.
+
+use std::ops::{Deref, DerefMut};
 
 use super::core::Core;
 use super::vcpu_memory::{Door, PollCell};
@@ -14,8 +16,6 @@ use crate::code::{Epoch, Lookups};
 #[derive(Debug)]
 pub(super) struct Shared {
     core: FairMutex<Core>,
-    /// The thread of a run that holds the lock, or 0.
-    runner: AtomicU64,
     pub(super) lookups: Arc<Lookups>,
     pub(super) epoch: Epoch,
     pub(super) gates: Arc<Gates<PollCell>>,
@@ -27,24 +27,24 @@ pub(super) struct Shared {
 /// A run under way, which takes the lock when it needs it.
 pub(super) struct Running<'a> {
     shared: &'a Shared,
-    core: Option<FairGuard<'a, Core>>,
+    core: Option<Locked<'a>>,
+}
+
+/// The machine's lock, held, and what is under it.
+pub(super) struct Locked<'a> {
+    shared: &'a Shared,
+    core: FairGuard<'a, Core>,
 }
 
 impl Shared {
     pub(super) fn new(core: Core) -> Self {
         let (lookups, epoch) = (core.cache.lookups(), core.cache.epoch());
         let (gates, door) = (Arc::clone(&core.gates), core.door);
-        let (core, runner, waited) = (FairMutex::new(core), AtomicU64::new(0), AtomicU64::new(0));
-        Self { core, runner, lookups, epoch, gates, door, waited }
+        Self { core: FairMutex::new(core), lookups, epoch, gates, door, waited: AtomicU64::new(0) }
     }
 
     /// Takes the lock. A panic while it was held, in a hook for one, leaves nothing half done.
     pub(super) fn lock(&self) -> FairGuard<'_, Core> {
-        // Only its own value matters to a thread, and that it has stored itself.
-        assert!(
-            self.runner.load(Ordering::Relaxed) != this_thread(),
-            "a memory hook or a device called its own machine: it has to use what it is given"
-        );
         self.core.lock()
     }
 
@@ -72,32 +72,35 @@ impl<'a> Running<'a> {
     }
 
     /// Takes the lock, if it is not held.
-    pub(super) fn core(&mut self) -> &mut Core {
+    pub(super) fn core(&mut self) -> &mut Locked<'a> {
         let shared = self.shared;
-        self.core.get_or_insert_with(|| {
-            let core = shared.lock();
-            shared.runner.store(this_thread(), Ordering::Relaxed);
-            core
-        })
+        self.core.get_or_insert_with(|| Locked { shared, core: shared.lock() })
     }
 
     /// Gives the lock back, if it is held.
     pub(super) fn release(&mut self) {
-        if self.core.is_some() {
-            self.shared.runner.store(0, Ordering::Relaxed);
-            self.core = None;
-        }
+        self.core = None;
     }
 }
 
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.release();
+impl Locked<'_> {
+    /// Gives the lock back while `work` runs. What was known of the machine may be otherwise afterwards.
+    pub(super) fn unlocked<T>(&mut self, work: impl FnOnce(&Shared) -> T) -> T {
+        let shared = self.shared;
+        FairGuard::unlocked(&mut self.core, || work(shared))
     }
 }
 
-/// A number that no other living thread has.
-fn this_thread() -> u64 {
-    thread_local!(static MARK: u8 = const { 0 });
-    MARK.with(|mark| std::ptr::from_ref(mark) as u64)
+impl Deref for Locked<'_> {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.core
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Core {
+        &mut self.core
+    }
 }

@@ -12,6 +12,7 @@ use super::access::{Access, page_fault};
 use super::core::Core;
 use super::exit::{Exit, vector};
 use super::length::{MOST_BYTES, length};
+use super::shared::Locked;
 use super::vcpu::{ENTRIES_UNTIL_A_LOOK, End, Fault, Stepped, Vcpu, lost};
 use crate::guest::{Flag, GuestAddress, PAGE_SIZE};
 use crate::memory::WriteFault;
@@ -40,7 +41,7 @@ pub(super) enum Single {
 
 impl Vcpu {
     /// Executes the instruction at RIP.
-    pub(super) fn step(&mut self, core: &mut Core) -> Stepped {
+    pub(super) fn step(&mut self, core: &mut Locked<'_>) -> Stepped {
         let instruction = match self.fetch(core) {
             Ok(instruction) => instruction,
             Err(exit) => return Stepped::Exit(exit),
@@ -74,7 +75,7 @@ impl Vcpu {
         Ok(instruction)
     }
 
-    fn execute(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    fn execute(&mut self, core: &mut Locked<'_>, instruction: &Instruction) -> Result<(), Undone> {
         match class(instruction.code()) {
             Class::Plain | Class::RevealsPointers | Class::Lea => {
                 self.execute_plain(core, instruction)
@@ -87,7 +88,11 @@ impl Vcpu {
         }
     }
 
-    fn execute_plain(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    fn execute_plain(
+        &mut self,
+        core: &mut Locked<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         loop {
             return match self.run_single(core, instruction, None) {
                 Single::Done => Ok(()),

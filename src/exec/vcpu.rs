@@ -13,6 +13,7 @@
 //! it; it is not while hooks are called or a vCPU waits for room.
 
 use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::cell::Cell;
 use std::io;
 use std::sync::LazyLock;
 
@@ -20,7 +21,7 @@ use super::core::{Core, Found};
 use super::exit::{Exit, vector};
 use super::hooks::{Met, Place};
 use super::kick::Kick;
-use super::shared::{Running, Shared};
+use super::shared::{Locked, Running, Shared};
 use super::vcpu_memory::{PollCell, VcpuMemory};
 use crate::code::gate::Gate;
 use crate::code::sync::{Arc, yield_now};
@@ -74,6 +75,8 @@ pub struct Vcpu {
     pub(super) first: u64,
     /// The x87 unit notes addresses of operands only of instructions with an unmasked exception.
     pub(super) notes_exceptions_only: bool,
+    /// A memory hook has asked for the run to end behind the instruction.
+    pub(super) stop_asked: Cell<bool>,
 }
 
 /// What is to be done after the code cache was left.
@@ -136,6 +139,7 @@ impl Vcpu {
             within: None,
             first: 0,
             notes_exceptions_only: notes_exceptions_only(),
+            stop_asked: Cell::new(false),
         };
         vcpu.reset_jump_cache();
         vcpu.set_state(&State::default());
@@ -295,7 +299,7 @@ impl Vcpu {
             if !step {
                 passing = None;
             }
-            if single && running.core().hooks.take_stop() {
+            if single && self.stop_asked.take() {
                 return Exit::Stopped;
             }
         }
@@ -314,7 +318,7 @@ impl Vcpu {
         }
     }
 
-    fn step_counted(&mut self, core: &mut Core, left: &mut Option<u64>) -> End {
+    fn step_counted(&mut self, core: &mut Locked<'_>, left: &mut Option<u64>) -> End {
         let (trap, pc) = (self.trap, self.pc);
         let end = self.step(core);
         let done = match &end {
@@ -331,7 +335,7 @@ impl Vcpu {
         }
         match end {
             Stepped::Exit(exit) => {
-                core.hooks.take_stop();
+                self.stop_asked.set(false);
                 End::Exit(exit)
             }
             Stepped::Done | Stepped::Again if trap && !self.shadow => {

@@ -1,7 +1,7 @@
 //! Code hooks and block hooks.
 
-use iced_x86::code_asm::{eax, ecx, ptr, rax, rbx, rcx, rdi};
-use tregion::exec::{Exit, HookError};
+use iced_x86::code_asm::{eax, ecx, ptr, qword_ptr, rax, rbx, rcx, rdi};
+use tregion::exec::{Exit, HookError, Machine};
 use tregion::guest::{GuestAddress, Permissions};
 
 use crate::guest::{CODE, DATA, Guest, Notes, RAX, RBX, RCX, RDI, assemble, guest, range};
@@ -263,15 +263,49 @@ fn a_panic_in_a_hook_hurts_nobody_else() {
 }
 
 #[test]
-#[should_panic(expected = "called its own machine")]
-fn a_memory_hook_that_calls_its_machine_panics_and_does_not_hang() {
+fn a_memory_hook_may_change_what_the_instruction_is_about_to_meet() {
     let mut guest = guest(|code| {
         code.mov(rax, ptr(DATA)).unwrap();
+        code.lock().inc(qword_ptr(DATA)).unwrap();
+        code.mov(qword_ptr(DATA), 0).unwrap();
         code.hlt().unwrap();
     });
     let machine = guest.machine.clone();
-    guest.machine.hook_memory(.., move |_| drop(machine.regions())).unwrap();
-    guest.run();
+    let (noted, mut calls) = (Notes::new(), 0);
+    let seen = noted.clone();
+    let page = range(DATA, 1);
+    let word = GuestAddress(DATA)..GuestAddress(DATA + 8);
+    guest
+        .machine
+        .hook_memory(word, move |access| {
+            let set = |value: u64| machine.write(access.address(), &value.to_le_bytes()).unwrap();
+            seen.note((access.rip().0 - CODE, access.written().map(|bytes| bytes[0])));
+            calls += 1;
+            match calls {
+                1 => set(5),
+                // Which the LOCKed instruction notices.
+                3 => set(100),
+                6 => machine.protect(page, Permissions::Read).unwrap(),
+                _ => {}
+            }
+        })
+        .unwrap();
+    let exit = guest.vcpu.run(None);
+    let fault = Exit::Exception { vector: 14, error: 7, address: Some(DATA) };
+    assert_eq!((exit, guest.vcpu.gpr(RAX)), (fault, 5));
+    let mut word = [0; 8];
+    guest.machine.read(GuestAddress(DATA), &mut word).unwrap();
+    assert_eq!(u64::from_le_bytes(word), 101);
+    let (load, increment, store) = (0, 10, 19);
+    let expected = [
+        (load, None),
+        (increment, None),
+        (increment, Some(6)),
+        (increment, None),
+        (increment, Some(101)),
+        (store, Some(0)),
+    ];
+    assert_eq!(noted.take(), expected);
 }
 
 #[test]
@@ -291,24 +325,30 @@ fn a_code_hook_may_call_its_machine() {
     assert_eq!(guest.vcpu.rip().0, CODE + 8);
 }
 
-#[test]
-fn a_vcpu_asleep_in_a_hook_keeps_nobody_waiting() {
-    let mut guest = counter(1);
+type Sleep = Box<dyn FnMut() + Send>;
+
+/// Puts a vCPU to sleep in what `attach` attaches, and looks whether the machine's others notice.
+fn sleep_in(attach: fn(&Machine, Sleep)) {
+    let mut guest = guest(|a| {
+        a.mov(rax, ptr(DATA)).unwrap();
+        a.hlt().unwrap();
+    });
     let machine = guest.machine.clone();
     let (asleep, hears) = std::sync::mpsc::channel();
     let (wakes, sleeper) = std::sync::mpsc::channel::<()>();
-    let first = GuestAddress(CODE)..GuestAddress(CODE + 1);
-    let id = guest.machine.hook_code(first, move |_| {
+    let sleep = move || {
         asleep.send(()).unwrap();
         sleeper.recv().unwrap();
-    });
+    };
+    attach(&machine, Box::new(sleep));
+    let runs = GuestAddress(CODE + 0x800);
+    machine.write(runs, &[0xf4]).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| guest.run());
         hears.recv().unwrap();
         // Another vCPU runs, code is invalidated, and its memory comes back.
         let mut other = machine.vcpu().unwrap();
-        other.set_rip(GuestAddress(CODE + 8));
-        other.set_gpr(RCX, 1);
+        other.set_rip(runs);
         assert_eq!(other.run(Some(100)), Exit::Halt);
         let before = machine.figures();
         machine.invalidate(machine.regions()[0].range);
@@ -320,8 +360,31 @@ fn a_vcpu_asleep_in_a_hook_keeps_nobody_waiting() {
         }
         let after = machine.figures();
         assert!(after.regions_reclaimed > before.regions_reclaimed, "{after:?}");
-        assert!(machine.remove_hook(id.unwrap()));
         wakes.send(()).unwrap();
+    });
+}
+
+#[test]
+fn a_vcpu_asleep_in_a_code_hook_keeps_nobody_waiting() {
+    sleep_in(|machine, mut sleep| {
+        let first = GuestAddress(CODE)..GuestAddress(CODE + 1);
+        machine.hook_code(first, move |_| sleep()).unwrap();
+    });
+}
+
+#[test]
+fn a_vcpu_asleep_in_a_memory_hook_keeps_nobody_waiting() {
+    sleep_in(|machine, mut sleep| {
+        let first = GuestAddress(DATA)..GuestAddress(DATA + 1);
+        machine.hook_memory(first, move |_| sleep()).unwrap();
+    });
+}
+
+#[test]
+fn a_vcpu_asleep_in_a_device_keeps_nobody_waiting() {
+    sleep_in(|machine, mut sleep| {
+        machine.unmap(range(DATA, 1)).unwrap();
+        machine.map_mmio(range(DATA, 1), move |_| sleep()).unwrap();
     });
 }
 

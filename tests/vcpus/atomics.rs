@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use iced_x86::code_asm::{
     AsmMemoryOperand, CodeAssembler, dword_ptr, eax, ecx, qword_ptr, r11, r12, rax, rbx, rcx, rdx,
+    xmm0, xmm1, xmmword_ptr,
 };
 use tregion::exec::Exit;
 use tregion::guest::{GuestAddress, Permissions};
@@ -80,6 +81,16 @@ fn flip(a: &mut CodeAssembler) {
     a.mov(rax, 62_u64).unwrap();
     a.lock().btc(word(), rax).unwrap();
     a.lock().btc(word(), rax).unwrap();
+    a.lock().inc(word()).unwrap();
+}
+
+/// Stores eight bytes behind the counter, by a mask that leaves the counter alone.
+fn masked(a: &mut CodeAssembler) {
+    a.vpcmpeqd(xmm0, xmm0, xmm0).unwrap();
+    a.vpslldq(xmm0, xmm0, 8).unwrap();
+    a.vmovq(xmm1, rcx).unwrap();
+    a.vpslldq(xmm1, xmm1, 8).unwrap();
+    a.vmaskmovps(xmmword_ptr(r12), xmm0, xmm1).unwrap();
     a.lock().inc(word()).unwrap();
 }
 
@@ -172,6 +183,26 @@ fn bits_by_register_beside_a_counter() {
     add_up("flipped bits", &arena(Permissions::ReadWrite), [COUNTER; 2], [flip, increment], wait);
 }
 
+/// Where the run loop executes them.
+#[test]
+fn bits_by_register_above_the_window_and_a_counter_below() {
+    let _alone = alone();
+    let (arena, above) = (arena(Permissions::ReadWrite), 1 << 40);
+    arena.machine.alias(range(COUNTER, 2), GuestAddress(above)).unwrap();
+    add_up("flipped bits above", &arena, [above, COUNTER], [flip, increment], wait);
+}
+
+#[test]
+fn masked_stores_above_the_window() {
+    if !is_x86_feature_detected!("avx") {
+        return;
+    }
+    let _alone = alone();
+    let (arena, above) = (arena(Permissions::ReadWrite), 1 << 40);
+    arena.machine.alias(range(COUNTER, 2), GuestAddress(above)).unwrap();
+    add_up("masked stores", &arena, [above, COUNTER], [masked, increment], wait);
+}
+
 #[test]
 fn across_pages() {
     let _alone = alone();
@@ -202,8 +233,10 @@ fn where_a_hook_looks() {
     let (arena, alias) = (arena(Permissions::ReadWrite), 0x90_0000);
     arena.machine.alias(range(COUNTER, 2), GuestAddress(alias)).unwrap();
     let hooked = GuestAddress(COUNTER)..GuestAddress(COUNTER + 0x1000);
-    arena.machine.hook_memory(hooked, |_| {}).unwrap();
+    // It takes its time, so that the other vCPU gets between the announced store and the store.
+    arena.machine.hook_memory(hooked, |_| std::thread::yield_now()).unwrap();
     add_up("hooked alias", &arena, [COUNTER, alias], [increment; 2], wait);
+    add_up("bits of a hooked alias", &arena, [COUNTER + 8, alias + 8], [flip, increment], wait);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic};
 
-use crate::exec::core::Core;
 use crate::exec::exit::Exit;
+use crate::exec::shared::Locked;
 use crate::exec::step::Undone;
 use crate::exec::vcpu::Vcpu;
 use crate::guest::{Flag, GuestAddress};
@@ -12,7 +12,7 @@ use crate::translate::{Class, class, is_canonical};
 impl Vcpu {
     pub(super) fn control(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         let taken = match class(instruction.code()) {
@@ -54,7 +54,11 @@ impl Vcpu {
     }
 
     /// Where a branch goes.
-    fn target(&self, core: &Core, instruction: &Instruction) -> Result<GuestAddress, Exit> {
+    fn target(
+        &self,
+        core: &mut Locked<'_>,
+        instruction: &Instruction,
+    ) -> Result<GuestAddress, Exit> {
         let target = self.raw_target(core, instruction)?;
         if is_canonical(target) {
             Ok(GuestAddress(target))
@@ -63,7 +67,7 @@ impl Vcpu {
         }
     }
 
-    fn raw_target(&self, core: &Core, instruction: &Instruction) -> Result<u64, Exit> {
+    fn raw_target(&self, core: &mut Locked<'_>, instruction: &Instruction) -> Result<u64, Exit> {
         match class(instruction.code()) {
             Class::JumpIndirect | Class::CallIndirect => self.operand(core, instruction, 0, 8),
             _ => Ok(instruction.near_branch_target()),

@@ -12,8 +12,8 @@ mod xsave;
 
 use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
-use super::core::Core;
 use super::exit::{Exit, vector as exceptions};
+use super::shared::Locked;
 use super::step::Undone;
 use super::vcpu::Vcpu;
 use crate::translate::{Class, class};
@@ -22,7 +22,7 @@ impl Vcpu {
     /// Executes an instruction that is not of class `Plain`.
     pub(super) fn assist(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         match class(instruction.code()) {
@@ -54,7 +54,7 @@ impl Vcpu {
         }
     }
 
-    fn other(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    fn other(&mut self, core: &mut Locked<'_>, instruction: &Instruction) -> Result<(), Undone> {
         use Mnemonic as M;
         if is_rare(instruction) && !core.has_all(instruction.cpuid_features()) {
             return Err(Exit::exception(exceptions::UD).into());

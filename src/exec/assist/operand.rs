@@ -2,8 +2,8 @@
 
 use iced_x86::{Instruction, OpKind, Register};
 
-use crate::exec::core::Core;
 use crate::exec::exit::Exit;
+use crate::exec::shared::Locked;
 use crate::exec::step::not_canonical;
 use crate::exec::vcpu::Vcpu;
 use crate::guest::GuestAddress;
@@ -13,7 +13,7 @@ impl Vcpu {
     /// The value of a register, memory or immediate operand of up to eight bytes.
     pub(super) fn operand(
         &self,
-        core: &Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
         operand: u32,
         size: usize,
@@ -34,7 +34,7 @@ impl Vcpu {
     /// Stores a value to a register or memory operand.
     pub(super) fn set_operand(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
         value: u64,
         size: usize,

@@ -4,8 +4,8 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
-use crate::exec::core::Core;
 use crate::exec::exit::{Exit, vector};
+use crate::exec::shared::Locked;
 use crate::exec::step::Undone;
 use crate::exec::vcpu::Vcpu;
 use crate::guest::GuestAddress;
@@ -20,7 +20,7 @@ impl Vcpu {
     /// MOV to and from segment registers, LSS, LFS, LGS.
     pub(super) fn segment(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         if instruction.mnemonic() != Mnemonic::Mov {
@@ -45,7 +45,11 @@ impl Vcpu {
         Ok(())
     }
 
-    fn far_pointer(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    fn far_pointer(
+        &mut self,
+        core: &mut Locked<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         let size = instruction.op0_register().size();
         let address = self.canonical_operand(instruction)?;
         let offset = self.load_word(core, address, size)?;
@@ -116,7 +120,11 @@ impl Vcpu {
     }
 
     /// Far JMP, CALL and RET, and IRET.
-    pub(super) fn far(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    pub(super) fn far(
+        &mut self,
+        core: &mut Locked<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         match instruction.mnemonic() {
             Mnemonic::Retf => self.far_return(core, instruction),
             Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => {
@@ -126,7 +134,11 @@ impl Vcpu {
         }
     }
 
-    fn far_branch(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    fn far_branch(
+        &mut self,
+        core: &mut Locked<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         let size = match instruction.code() {
             Code::Jmp_m1616 | Code::Call_m1616 => 2,
             Code::Jmp_m1632 | Code::Call_m1632 => 4,
@@ -158,7 +170,11 @@ impl Vcpu {
         Ok(())
     }
 
-    fn far_return(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Undone> {
+    fn far_return(
+        &mut self,
+        core: &mut Locked<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         let (size, released) = match instruction.code() {
             Code::Retfw => (2, 0),
             Code::Retfw_imm16 => (2, instruction.immediate16()),
@@ -183,7 +199,7 @@ impl Vcpu {
 
     fn interrupt_return(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         let size = match instruction.mnemonic() {
@@ -191,7 +207,7 @@ impl Vcpu {
             Mnemonic::Iretd => 4,
             _ => 8,
         };
-        let load =
+        let mut load =
             |vcpu: &Self, place: u64, bytes| vcpu.load_stack_at(core, place * size as u64, bytes);
         // The order and the sizes that the processor takes, which show in page faults.
         let (rflags, selector) = (load(self, 2, size)?, load(self, 1, 2)?);

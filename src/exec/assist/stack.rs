@@ -3,8 +3,8 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use crate::exec::access::Access;
-use crate::exec::core::Core;
 use crate::exec::exit::{Exit, vector};
+use crate::exec::shared::Locked;
 use crate::exec::step::Undone;
 use crate::exec::vcpu::Vcpu;
 use crate::guest::GuestAddress;
@@ -17,7 +17,7 @@ const BP: usize = 5;
 impl Vcpu {
     pub(super) fn stack(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         let size = instruction.stack_pointer_increment().unsigned_abs() as usize;
@@ -49,7 +49,7 @@ impl Vcpu {
     /// Pushes the low `size` bytes of a value.
     pub(super) fn push_word(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         value: u64,
         size: usize,
     ) -> Result<(), Exit> {
@@ -61,12 +61,17 @@ impl Vcpu {
     }
 
     /// The word on top of the stack, which stays there.
-    pub(super) fn load_stack(&self, core: &Core, size: usize) -> Result<u64, Exit> {
+    pub(super) fn load_stack(&self, core: &mut Locked<'_>, size: usize) -> Result<u64, Exit> {
         self.load_stack_at(core, 0, size)
     }
 
     /// A word `offset` bytes above the top of the stack.
-    pub(super) fn load_stack_at(&self, core: &Core, offset: u64, size: usize) -> Result<u64, Exit> {
+    pub(super) fn load_stack_at(
+        &self,
+        core: &mut Locked<'_>,
+        offset: u64,
+        size: usize,
+    ) -> Result<u64, Exit> {
         let address = self.gpr(SP).wrapping_add(offset);
         stack_address(address)?;
         self.load_word(core, GuestAddress(address), size)
@@ -74,7 +79,7 @@ impl Vcpu {
 
     fn pop(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
         size: usize,
     ) -> Result<(), Undone> {
@@ -97,7 +102,7 @@ impl Vcpu {
         Ok(())
     }
 
-    fn leave(&mut self, core: &Core, instruction: &Instruction) -> Result<(), Exit> {
+    fn leave(&mut self, core: &mut Locked<'_>, instruction: &Instruction) -> Result<(), Exit> {
         let size: u64 = if instruction.code() == Code::Leavew { 2 } else { 8 };
         let frame = self.gpr(BP);
         stack_address(frame)?;
@@ -108,7 +113,11 @@ impl Vcpu {
     }
 
     /// ENTER (Intel SDM volume 2). What was pushed before a fault stays in memory.
-    fn enter_frame(&mut self, core: &mut Core, instruction: &Instruction) -> Result<(), Exit> {
+    fn enter_frame(
+        &mut self,
+        core: &mut Locked<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), Exit> {
         let size: u64 = if instruction.code() == Code::Enterw_imm16_imm8 { 2 } else { 8 };
         let level = u64::from(instruction.immediate8_2nd() % 32);
         let base = self.gpr(BP);
@@ -138,7 +147,7 @@ impl Vcpu {
 
     fn store_stack(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         place: u64,
         value: u64,
         size: u64,

@@ -3,8 +3,8 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::exec::access::Access;
-use crate::exec::core::Core;
 use crate::exec::exit::Exit;
+use crate::exec::shared::Locked;
 use crate::exec::step::{Undone, not_canonical};
 use crate::exec::vcpu::Vcpu;
 use crate::guest::{Flag, GuestAddress};
@@ -20,7 +20,7 @@ impl Vcpu {
     /// Executes a string instruction; one iteration if TF is set.
     pub(super) fn string(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         let narrow = instruction
@@ -79,7 +79,7 @@ impl Vcpu {
     /// One iteration; whether it compared.
     fn iteration(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
         mask: u64,
     ) -> Result<bool, Undone> {
@@ -171,7 +171,11 @@ impl Vcpu {
         self.register_value(instruction.segment_prefix()).unwrap_or(0)
     }
 
-    pub(super) fn table(&mut self, core: &Core, instruction: &Instruction) -> Result<(), Undone> {
+    pub(super) fn table(
+        &mut self,
+        core: &mut Locked<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
         let mask = if instruction.memory_base() == Register::EBX { 0xffff_ffff } else { u64::MAX };
         let offset = self.gpr(3).wrapping_add(self.gpr(0) & 0xff) & mask;
         let address = self.segment_base(instruction).wrapping_add(offset);
@@ -187,7 +191,7 @@ impl Vcpu {
     /// Writes the bytes whose mask byte has its sign bit.
     pub(super) fn mask_move(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         let narrow = instruction.op_kinds().any(|kind| kind == OpKind::MemorySegEDI);
@@ -241,7 +245,7 @@ impl Vcpu {
     /// BT, BTS, BTR, BTC with the number of the bit in a register.
     pub(super) fn bit_string(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         let register = instruction.op1_register();
@@ -249,9 +253,20 @@ impl Vcpu {
         let bits = size as u32 * 8;
         let number = self.register_value(register).unwrap_or_default();
         let signed = (number << (64 - bits)) as i64 >> (64 - bits);
-        let mut place = None;
+        let bit = 1 << (number & u64::from(bits - 1));
+        let new = |word: u64| match instruction.mnemonic() {
+            Mnemonic::Bts => word | bit,
+            Mnemonic::Btr => word & !bit,
+            Mnemonic::Btc => word ^ bit,
+            _ => word,
+        };
+        let only_tests = instruction.mnemonic() == Mnemonic::Bt;
         let word = if instruction.op0_kind() == OpKind::Register {
-            self.register_value(instruction.op0_register()).unwrap_or_default()
+            let word = self.register_value(instruction.op0_register()).unwrap_or_default();
+            if !only_tests {
+                self.set_register(instruction.op0_register(), new(word));
+            }
+            word
         } else {
             let operand = self.operand_address(instruction).unwrap_or_default();
             let distance = (signed >> bits.trailing_zeros()).wrapping_mul(size as i64);
@@ -264,26 +279,13 @@ impl Vcpu {
             if !is_canonical(address.0) {
                 return Err(not_canonical(instruction).into());
             }
-            place = Some(address);
-            self.check_alignment(address, size)?;
-            if instruction.mnemonic() != Mnemonic::Bt {
-                self.check(core, address, size, Access::Write)?;
+            if only_tests {
+                self.load_word(core, address, size)?
+            } else {
+                let locked = instruction.has_lock_prefix();
+                self.update_word(core, (address, size), locked, new)?
             }
-            self.load_word(core, address, size)?
         };
-        let bit = 1 << (number & u64::from(bits - 1));
-        let new = match instruction.mnemonic() {
-            Mnemonic::Bts => word | bit,
-            Mnemonic::Btr => word & !bit,
-            Mnemonic::Btc => word ^ bit,
-            _ => word,
-        };
-        if instruction.mnemonic() != Mnemonic::Bt {
-            match place {
-                Some(address) => self.store_word(core, address, new, size)?,
-                None => self.set_register(instruction.op0_register(), new),
-            }
-        }
         let carry = if word & bit != 0 { Flag::CF.mask() } else { 0 };
         self.set_rflags(self.rflags() & !Flag::CF.mask() | carry);
         self.pass(instruction);
@@ -297,7 +299,7 @@ impl Vcpu {
     /// MOV between the accumulator and an absolute address.
     pub(super) fn absolute(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         let loads = instruction.op0_kind() == OpKind::Register;

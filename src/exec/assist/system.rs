@@ -4,8 +4,8 @@ use std::arch::x86_64::__cpuid_count;
 
 use iced_x86::{Instruction, Mnemonic, Register};
 
-use crate::exec::core::Core;
 use crate::exec::exit::{Exit, vector};
+use crate::exec::shared::Locked;
 use crate::exec::step::Undone;
 use crate::exec::vcpu::Vcpu;
 use crate::guest::{Flag, GuestAddress};
@@ -14,7 +14,7 @@ use crate::translate::is_canonical;
 impl Vcpu {
     pub(super) fn system(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         use Mnemonic as M;
@@ -93,7 +93,7 @@ impl Vcpu {
         }
     }
 
-    fn cpuid(&mut self, core: &Core) {
+    fn cpuid(&mut self, core: &Locked<'_>) {
         let (leaf, subleaf) = (self.gpr(0) as u32, self.gpr(1) as u32);
         let result = core.cpuid.answer(leaf, subleaf, &|| __cpuid_count(leaf, subleaf));
         for (register, value) in [0, 3, 1, 2].into_iter().zip(result) {

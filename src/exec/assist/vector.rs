@@ -3,8 +3,8 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::exec::access::Access;
-use crate::exec::core::Core;
 use crate::exec::exit::Exit;
+use crate::exec::shared::Locked;
 use crate::exec::step::{Undone, not_canonical};
 use crate::exec::vcpu::Vcpu;
 use crate::guest::{GuestAddress, State};
@@ -34,7 +34,7 @@ impl Vcpu {
     /// and their mask bits clear, as the processor does (Intel SDM volume 2, "VPGATHERDD").
     pub(super) fn gather_or_scatter(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         if is_prefetch(instruction) {
@@ -88,7 +88,7 @@ impl Vcpu {
 
     fn gather(
         &self,
-        core: &Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
         address: u64,
         size: usize,
@@ -103,7 +103,7 @@ impl Vcpu {
 
     fn scatter(
         &self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
         address: u64,
         word: u64,
@@ -116,14 +116,14 @@ impl Vcpu {
     }
 
     /// Whether the processor has the instruction.
-    fn is_runnable(&self, core: &Core, instruction: &Instruction) -> bool {
+    fn is_runnable(&self, core: &Locked<'_>, instruction: &Instruction) -> bool {
         core.has_all(instruction.cpuid_features())
     }
 
     /// MOVDIR64B: 64 bytes from the operand to the aligned address in a register.
     pub(super) fn direct_store(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         if !core.has_all(instruction.cpuid_features()) {

@@ -7,8 +7,8 @@ use std::arch::x86_64::__cpuid_count;
 
 use iced_x86::{Instruction, Mnemonic};
 
-use crate::exec::core::Core;
 use crate::exec::exit::Exit;
+use crate::exec::shared::Locked;
 use crate::exec::step::{Undone, not_canonical};
 use crate::exec::vcpu::Vcpu;
 use crate::guest::Xstate;
@@ -32,7 +32,7 @@ const RDX: usize = 2;
 impl Vcpu {
     pub(super) fn xsave(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         let asked = self.asked_components();
@@ -67,7 +67,7 @@ impl Vcpu {
 
     pub(super) fn xrstor(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
         let keys = self.asked_components() & self.xstate().enabled() & Xstate::PKRU_COMPONENT != 0;
@@ -116,9 +116,9 @@ impl Vcpu {
     /// registers, then `finish` on the copy, and stores what has changed.
     fn on_area(
         &mut self,
-        core: &mut Core,
+        core: &mut Locked<'_>,
         instruction: &Instruction,
-        finish: impl FnOnce(&mut [u8]),
+        finish: impl FnMut(&mut [u8]),
     ) -> Result<(), Undone> {
         let address = self.operand_address(instruction).unwrap_or_default();
         if !is_canonical(address) {
