@@ -29,6 +29,8 @@ const MOST_RETIRED: u64 = 1 << 16;
 /// Blocks of one key that a region keeps; when there are more, it goes.
 const MOST_VERSIONS: usize = 16;
 
+const _: () = assert!(crate::memory::GUARD_BYTES as u64 >= crate::translate::GUARD_BYTES);
+
 /// Where the translation of an address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {

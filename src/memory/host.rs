@@ -14,9 +14,8 @@ use std::ptr;
 
 use memmap2::{MmapOptions, MmapRaw};
 
-/// Bytes without access on either side of a window: a vector gather reaches 2^31 × 8 bytes plus a
-/// displacement of 2^31 from its base.
-const GUARD: usize = 32 << 30;
+/// Bytes without access on either side of a window, for what adds to an address without a check.
+pub const GUARD_BYTES: usize = 64 << 30;
 
 /// What the host allows on a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,13 +48,13 @@ impl Window {
     /// Reserves `size` bytes between guards, all without access.
     pub(super) fn reserve(size: usize) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let whole = size + 2 * GUARD;
+        let whole = size + 2 * GUARD_BYTES;
         // SAFETY: the kernel chooses an unused range; no existing mapping changes.
         let base = unsafe { libc::mmap(ptr::null_mut(), whole, libc::PROT_NONE, flags, -1, 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { start: base as usize + GUARD, size })
+        Ok(Self { start: base as usize + GUARD_BYTES, size })
     }
 
     /// The host address of guest address 0.
@@ -120,7 +119,7 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        let (base, whole) = (self.start - GUARD, self.size + 2 * GUARD);
+        let (base, whole) = (self.start - GUARD_BYTES, self.size + 2 * GUARD_BYTES);
         // SAFETY: exactly the range reserved in `reserve`, and nobody uses it any more.
         let result = unsafe { libc::munmap(ptr::without_provenance_mut(base), whole) };
         debug_assert_eq!(result, 0, "{}", io::Error::last_os_error());

@@ -43,6 +43,7 @@ mod watch;
 pub use backing::Backing;
 pub use books::Mapping;
 pub use error::{AccessError, MapError};
+pub use host::GUARD_BYTES;
 pub use page::PageId;
 pub use snapshot::{Restored, Snapshot};
 pub use space::AddressSpace;

@@ -99,9 +99,9 @@ impl Translator {
     /// true, which is found by trying.
     fn repeat(&mut self, work: &mut Work<'_>, instruction: &Instruction, first: u32) {
         let mark = work.emitter.mark();
-        let mut assumed = self.probed;
+        let mut assumed = self.known;
         loop {
-            self.probed = assumed;
+            self.known = assumed;
             let start = work.emitter.offset();
             self.body_again(work);
             if !work.polled {
@@ -109,7 +109,7 @@ impl Translator {
             }
             let again = self.branch(work, instruction);
             work.emitter.aim(again, start);
-            let kept = assumed.kept_by(&self.probed);
+            let kept = assumed.kept_by(&self.known);
             if kept == assumed {
                 work.emitter.aim(first, start);
                 return;

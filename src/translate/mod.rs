@@ -15,6 +15,7 @@ mod block;
 mod classify;
 mod control;
 mod emit;
+mod known;
 mod loans;
 mod operand;
 mod probed;
@@ -36,12 +37,13 @@ pub use classify::{Class, class};
 pub(crate) use control::is_canonical;
 pub(crate) use operand::is_prefix;
 pub(crate) use vcpu_block::at;
-pub use vcpu_block::{PROBE_REACH, ProbeShape, SLOT_BYTES, VcpuBlock, XSAVE_BYTES};
+pub use vcpu_block::{GUARD_BYTES, PROBE_REACH, ProbeShape, SLOT_BYTES, VcpuBlock, XSAVE_BYTES};
 
 use self::emit::Emitter;
+use self::known::Known;
 use self::loans::Loans;
 use self::operand::{NeedsAssist, number};
-use self::probed::{Probed, Writes};
+use self::probed::Writes;
 use crate::guest::GuestAddress;
 
 /// Most instructions of a block.
@@ -77,7 +79,7 @@ pub struct Translator {
     writes: Vec<Option<Writes>>,
     /// By opcode, without and with a memory operand: whether it stores, once that is known.
     stores: Vec<Option<bool>>,
-    probed: Probed,
+    known: Known,
     /// Where in the slot the memory operand is, when it is not in the window.
     slot: Option<u32>,
     /// Memory for the next block, and for what it begins with.
@@ -120,7 +122,7 @@ impl Translator {
             information: InstructionInfoFactory::new(),
             writes: vec![None; Code::values().len()],
             stores: vec![None; 2 * Code::values().len()],
-            probed: Probed::default(),
+            known: Known::default(),
             slot: None,
             emitter: Emitter::default(),
             head: Emitter::default(),
@@ -132,7 +134,7 @@ impl Translator {
     pub fn block(&mut self, request: &Request<'_>) -> TranslatedBlock {
         let mut emitter = std::mem::take(&mut self.emitter);
         emitter.clear();
-        self.probed = Probed::default();
+        self.known = Known::default();
         let mut work = Work { request, emitter, done: 0, count: 0, polled: false };
         if !request.checked {
             work.emitter.entry();
@@ -167,7 +169,7 @@ impl Translator {
         slot: Option<u32>,
     ) -> Option<TranslatedBlock> {
         self.slot = slot;
-        self.probed = Probed::default();
+        self.known = Known::default();
         let mut emitter = std::mem::take(&mut self.emitter);
         emitter.clear();
         let result = if class(instruction.code()) == Class::Lea {
@@ -360,7 +362,7 @@ impl Translator {
         moved.set_segment_prefix(Register::GS);
         self.encode(&mut work.emitter, &moved);
         loans.end(&mut work.emitter);
-        self.probed.forget(0);
+        self.known.forget(0);
         Ok(())
     }
 
@@ -385,7 +387,7 @@ impl Translator {
         if home == emit::FREE {
             work.emitter.store(at::gpr(guest), home);
         }
-        self.probed.forget(guest);
+        self.known.forget(guest);
         Ok(())
     }
 }

@@ -9,12 +9,10 @@ use iced_x86::{Code, CpuidFeature, Instruction, MemoryOperand, OpKind, Register}
 
 use super::Translator;
 use super::emit::{Emitter, GUEST_RSP};
+use super::known::Wanted;
 use super::loans::Loans;
+use super::probed::address_of;
 use super::vcpu_block::at;
-
-/// Displacements up to this size are left out of a probe: the base is what is likely to be used again,
-/// and the guards around the window are wide.
-const NEAR: u64 = 1 << 16;
 
 /// A guest instruction that takes the run loop's help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,8 +241,8 @@ impl Translator {
         Ok(())
     }
 
-    /// Probes a 64-bit address of base, index and displacement, if it is not known to be near one
-    /// that was.
+    /// Probes a 64-bit address of base, index and displacement, as far as it is not known to be near the
+    /// window.
     pub(super) fn probe_operand(
         &mut self,
         emitter: &mut Emitter,
@@ -252,21 +250,24 @@ impl Translator {
         loans: &mut Loans,
         home: &dyn Fn(u8) -> u8,
     ) {
-        let (base, index) = (guest.memory_base(), guest.memory_index());
-        if let Some(number) = near_base(guest) {
-            if !self.probed.knows(number) {
+        let Some(address) = address_of(guest) else { return };
+        match self.known.wants(address) {
+            Wanted::Nothing => {}
+            Wanted::Register(register) => {
                 let scratch = loans.take(emitter);
-                emitter.probe(self.probe, home(number), scratch);
-                self.probed.note(number);
+                self.probe_register(emitter, register, home(register), scratch);
             }
-            return;
+            Wanted::Address => {
+                let scratch = loans.take(emitter);
+                let renamed = |register: Register| {
+                    if register.is_gpr() { gpr64(home(number(register))) } else { Register::None }
+                };
+                let (base, index) = (renamed(guest.memory_base()), renamed(guest.memory_index()));
+                self.lea(emitter, guest, gpr64(scratch), base, index);
+                emitter.probe(self.probe, scratch, scratch);
+                self.known.note(address);
+            }
         }
-        let scratch = loans.take(emitter);
-        let renamed = |register: Register| {
-            if register.is_gpr() { gpr64(home(number(register))) } else { Register::None }
-        };
-        self.lea(emitter, guest, gpr64(scratch), renamed(base), renamed(index));
-        emitter.probe(self.probe, scratch, scratch);
     }
 
     /// The linear address of an operand of FS or GS, in a borrowed register.
@@ -331,16 +332,6 @@ impl Translator {
 
 /// Where each guest register is.
 pub(super) type Homes = [u8; 16];
-
-/// The base of a 64-bit operand without an index and a segment's base, whose displacement is small.
-pub(super) fn near_base(instruction: &Instruction) -> Option<u8> {
-    let base = instruction.memory_base();
-    let plain = base.is_gpr64()
-        && instruction.memory_index() == Register::None
-        && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
-    let near = instruction.memory_displacement64().wrapping_add(NEAR) <= 2 * NEAR;
-    (plain && near).then(|| number(base))
-}
 
 fn identity(number: u8) -> u8 {
     number

@@ -1,58 +1,13 @@
-//! What a block knows of the guest registers that hold addresses: [`Probed`], and how each instruction
-//! changes it.
+//! How each instruction changes what a block knows of its registers ([`Known`](super::known::Known)).
 
-use iced_x86::{Code, CpuidFeature, Instruction, OpAccess, OpKind};
+use iced_x86::{
+    Code, ConditionCode, CpuidFeature, Instruction, Mnemonic, OpAccess, OpKind, Register,
+};
 
 use super::Translator;
-use super::operand::{Homes, has_memory, near_base, number, rename_registers};
-
-/// Which guest registers hold addresses that were probed in this block, and how far they have moved
-/// since. The guards take up far more than [`Self::MOST`] bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Probed {
-    moved: [Option<i32>; 16],
-}
-
-impl Probed {
-    const MOST: i32 = 1 << 30;
-
-    pub(super) fn knows(&self, register: u8) -> bool {
-        self.moved[usize::from(register)].is_some()
-    }
-
-    pub(super) fn note(&mut self, register: u8) {
-        self.moved[usize::from(register)] = Some(0);
-    }
-
-    pub(super) fn forget(&mut self, register: u8) {
-        self.moved[usize::from(register)] = None;
-    }
-
-    pub(super) fn forget_all(&mut self, registers: u16) {
-        for register in 0..16 {
-            if registers >> register & 1 != 0 {
-                self.forget(register);
-            }
-        }
-    }
-
-    /// What of this is still true after code that leaves `after` true: registers that have not moved
-    /// further than they may have at its start.
-    pub(super) fn kept_by(&self, after: &Self) -> Self {
-        let kept = |register: usize| {
-            self.moved[register].filter(|_| after.moved[register] == self.moved[register])
-        };
-        Self { moved: std::array::from_fn(kept) }
-    }
-
-    /// `register` grew by `distance`.
-    pub(super) fn moved(&mut self, register: u8, distance: i32) {
-        let moved = &mut self.moved[usize::from(register)];
-        *moved = moved
-            .and_then(|before| before.checked_add(distance))
-            .filter(|sum| sum.unsigned_abs() <= Self::MOST as u32);
-    }
-}
+use super::emit::Emitter;
+use super::known::{Address, Wanted};
+use super::operand::{Homes, has_memory, number, rename_registers};
 
 /// What an opcode writes.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +19,21 @@ pub(super) struct Writes {
 }
 
 impl Translator {
-    /// An access that did not fault shows that its base is near the window, if it was made: vectors
+    /// Probes the value of a guest register, which is in `home`, unless it is known to be near the window.
+    pub(super) fn probe_register(
+        &mut self,
+        emitter: &mut Emitter,
+        register: u8,
+        home: u8,
+        scratch: u8,
+    ) {
+        if self.known.wants(Address::of(register)) != Wanted::Nothing {
+            emitter.probe(self.probe, home, scratch);
+            self.known.note(Address::of(register));
+        }
+    }
+
+    /// An access that did not fault shows that its address is in the window, if it was made: vectors
     /// may be masked out, and an x87 store with an unmasked exception does nothing and does not fault
     /// either. So only instructions that cannot but access their operand count.
     pub(super) fn note_access(&mut self, instruction: &Instruction) {
@@ -81,22 +50,36 @@ impl Translator {
             ) || matches!(feature, F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2)
                 || matches!(feature, F::AVX | F::AVX2 | F::FMA | F::AVX512F | F::AVX512VL)
         });
-        if masked || !certain || instruction.has_op_mask() || !has_memory(instruction) {
+        if masked || !certain || instruction.has_op_mask() || instruction.is_vsib() {
             return;
         }
-        if let Some(base) = near_base(instruction) {
-            self.probed.note(base);
+        if let Some(address) = address_of(instruction) {
+            self.known.note(address);
         }
     }
 
-    /// Forgets what was probed and is now overwritten.
+    /// Notes what an instruction has made of the registers.
     pub(super) fn note_writes(&mut self, instruction: &Instruction) {
-        if let Some((register, distance)) = constant_step(instruction) {
-            return self.probed.moved(register, distance);
+        if let Some((to, from, distance)) = constant_step(instruction).or_else(|| copy(instruction))
+        {
+            return self.known.moved(to, from, distance);
         }
         let writes = self.writes_of(instruction);
         let explicit = written_registers(instruction, writes.operands);
-        self.probed.forget_all(explicit | writes.implicit);
+        self.known.forget_all(explicit | writes.implicit);
+        if is_small(instruction) {
+            self.known.note_small(number(instruction.op0_register()));
+        } else if let Some(register) = self.constant_address(instruction) {
+            self.known.note(Address::of(register));
+        }
+    }
+
+    /// The register that LEA gives an address in the window.
+    fn constant_address(&self, instruction: &Instruction) -> Option<u8> {
+        let constant = instruction.code() == Code::Lea_r64_m
+            && instruction.is_ip_rel_memory_operand()
+            && instruction.memory_displacement64() < 1 << self.window_bits;
+        constant.then(|| number(instruction.op0_register()))
     }
 
     fn writes_of(&mut self, instruction: &Instruction) -> Writes {
@@ -155,23 +138,108 @@ fn written_registers(instruction: &Instruction, operands: u8) -> u16 {
 /// A register that no opcode writes without naming it, for each register.
 const OTHER_REGISTERS: Homes = [9; 16];
 
-/// `add` or `sub` of a constant to a 64-bit register: which, and how far it moves.
-fn constant_step(instruction: &Instruction) -> Option<(u8, i32)> {
+/// The address of a memory operand in 64-bit registers, without a segment's base. What vectors add to
+/// it is left out.
+pub(super) fn address_of(instruction: &Instruction) -> Option<Address> {
+    let based = matches!(instruction.memory_segment(), Register::FS | Register::GS);
+    if !has_memory(instruction) || based || instruction.is_ip_rel_memory_operand() {
+        return None;
+    }
+    let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    let wide = |register: Register| register.is_gpr64().then(|| number(register));
+    if !(base.is_gpr64() || index.is_gpr64()) || index.is_gpr32() {
+        return None;
+    }
+    Some(Address {
+        base: wide(base),
+        index: wide(index).map(|index| (index, instruction.memory_index_scale() as u8)),
+        displacement: instruction.memory_displacement64() as i64,
+    })
+}
+
+/// `add` or `sub` of a constant to a 64-bit register: which, twice, and how far it moves.
+fn constant_step(instruction: &Instruction) -> Option<(u8, u8, i64)> {
     use Code as C;
-    let sign = match instruction.code() {
-        C::Add_rm64_imm8 | C::Add_rm64_imm32 => 1,
-        C::Sub_rm64_imm8 | C::Sub_rm64_imm32 => -1,
-        C::Inc_rm64 if instruction.op0_kind() == OpKind::Register => {
-            return Some((number(instruction.op0_register()), 1));
-        }
-        C::Dec_rm64 if instruction.op0_kind() == OpKind::Register => {
-            return Some((number(instruction.op0_register()), -1));
-        }
-        _ => return None,
-    };
     if instruction.op0_kind() != OpKind::Register {
         return None;
     }
-    let distance = i32::try_from(sign * (instruction.immediate(1) as i64)).ok()?;
-    Some((number(instruction.op0_register()), distance))
+    let distance = match instruction.code() {
+        C::Add_rm64_imm8 | C::Add_rm64_imm32 | C::Add_RAX_imm32 => instruction.immediate(1) as i64,
+        C::Sub_rm64_imm8 | C::Sub_rm64_imm32 | C::Sub_RAX_imm32 => {
+            -(instruction.immediate(1) as i64)
+        }
+        C::Inc_rm64 => 1,
+        C::Dec_rm64 => -1,
+        _ => return None,
+    };
+    let register = number(instruction.op0_register());
+    Some((register, register, distance))
+}
+
+/// A copy of a 64-bit register, with a constant added: to, from, constant.
+fn copy(instruction: &Instruction) -> Option<(u8, u8, i64)> {
+    use Code as C;
+    match instruction.code() {
+        C::Mov_r64_rm64 | C::Mov_rm64_r64
+            if instruction.op_kinds().all(|kind| kind == OpKind::Register) =>
+        {
+            Some((number(instruction.op0_register()), number(instruction.op1_register()), 0))
+        }
+        C::Lea_r64_m
+            if instruction.memory_base().is_gpr64()
+                && instruction.memory_index() == Register::None =>
+        {
+            let distance = instruction.memory_displacement64() as i64;
+            Some((number(instruction.op0_register()), number(instruction.memory_base()), distance))
+        }
+        _ => None,
+    }
+}
+
+/// Whether what an instruction gives its first operand, a register, is no further from zero than 2^32.
+/// Of opcodes that may leave their 32-bit destination alone (BSF of zero, shifts by CL), nothing is said.
+fn is_small(instruction: &Instruction) -> bool {
+    use Code as C;
+    use Mnemonic as M;
+    let register = instruction.op0_register();
+    if instruction.op0_kind() != OpKind::Register {
+        return false;
+    }
+    if register.is_gpr64() {
+        return match instruction.code() {
+            C::Movsxd_r64_rm32 | C::Movsx_r64_rm16 | C::Movsx_r64_rm8 => true,
+            C::Movzx_r64_rm16 | C::Movzx_r64_rm8 => true,
+            C::Popcnt_r64_rm64 | C::Lzcnt_r64_rm64 | C::Tzcnt_r64_rm64 => true,
+            C::Mov_rm64_imm32 => true,
+            C::Mov_r64_imm64 => instruction.immediate64() <= 1 << 32,
+            C::And_rm64_imm8 | C::And_rm64_imm32 | C::And_RAX_imm32 => {
+                instruction.immediate(1) as i64 >= 0
+            }
+            C::Shr_rm64_imm8 => instruction.immediate8() & 63 >= 32,
+            _ => false,
+        };
+    }
+    if !register.is_gpr32() {
+        return false;
+    }
+    match instruction.mnemonic() {
+        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Bswap | M::Neg | M::Not => true,
+        M::Add | M::Adc | M::Sub | M::Sbb | M::And | M::Or | M::Xor | M::Inc | M::Dec => true,
+        M::Imul => instruction.op_count() > 1,
+        M::Shl | M::Shr | M::Sar | M::Rol | M::Ror => {
+            instruction.op1_kind() == OpKind::Immediate8 && instruction.immediate8() & 31 != 0
+        }
+        M::Popcnt | M::Lzcnt | M::Tzcnt | M::Movd | M::Vmovd | M::Pmovmskb | M::Vpmovmskb => true,
+        M::Andn
+        | M::Bextr
+        | M::Blsi
+        | M::Blsr
+        | M::Bzhi
+        | M::Rorx
+        | M::Sarx
+        | M::Shlx
+        | M::Shrx => true,
+        // Whether the condition holds or not (Intel SDM volume 2, "CMOVcc").
+        _ => instruction.condition_code() != ConditionCode::None,
+    }
 }

@@ -15,15 +15,12 @@ use crate::guest::Flag;
 impl Translator {
     /// Probes RSP, unless it is known.
     pub(super) fn probe_stack(&mut self, work: &mut Work<'_>) {
-        if !self.probed.knows(4) {
-            work.emitter.probe(self.probe, GUEST_RSP, FREE);
-            self.probed.note(4);
-        }
+        self.probe_register(&mut work.emitter, 4, GUEST_RSP, FREE);
     }
 
     fn move_stack(&mut self, work: &mut Work<'_>, distance: i32) {
         work.emitter.lea(GUEST_RSP, GUEST_RSP, distance);
-        self.probed.moved(4, distance);
+        self.known.moved(4, 4, i64::from(distance));
     }
 
     pub(super) fn push(
@@ -78,7 +75,7 @@ impl Translator {
         match register {
             4 => {
                 emitter.guest_load(GUEST_RSP, GUEST_RSP, 0, 8);
-                self.probed.forget(4);
+                self.known.forget(4);
                 return Ok(());
             }
             14 | 15 => {
@@ -88,7 +85,7 @@ impl Translator {
             }
             _ => emitter.guest_load(register, GUEST_RSP, 0, bytes),
         }
-        self.probed.forget(register);
+        self.known.forget(register);
         self.move_stack(work, i32::from(bytes));
         Ok(())
     }
@@ -155,16 +152,13 @@ impl Translator {
 
     pub(super) fn leave_frame(&mut self, work: &mut Work<'_>) -> Result<(), NeedsAssist> {
         const RBP: u8 = 5;
-        if !self.probed.knows(RBP) {
-            work.emitter.probe(self.probe, RBP, FREE);
-        }
+        self.probe_register(&mut work.emitter, RBP, RBP, FREE);
         let emitter = &mut work.emitter;
         emitter.guest_load(FREE, RBP, 0, 8);
         emitter.lea(GUEST_RSP, RBP, 8);
         emitter.copy(RBP, FREE);
-        // RSP is now as near to a probed address as RBP was.
-        self.probed.note(4);
-        self.probed.forget(RBP);
+        self.known.moved(4, RBP, 8);
+        self.known.forget(RBP);
         Ok(())
     }
 

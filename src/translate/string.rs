@@ -34,8 +34,8 @@ impl Translator {
         }
         let uses_rdi = kinds().any(|kind| kind == OpKind::MemoryESRDI);
         for (register, used) in [(RSI, reads_rsi), (RDI, uses_rdi)] {
-            if used && !self.probed.knows(register) {
-                work.emitter.probe(self.probe, register, FREE);
+            if used {
+                self.probe_register(&mut work.emitter, register, register, FREE);
             }
         }
         let mut moved = *instruction;
@@ -51,7 +51,7 @@ impl Translator {
         } else {
             self.repeated(work, &moved);
         }
-        self.probed.forget_all(1 << 0 | 1 << 1 | 1 << RSI | 1 << RDI);
+        self.known.forget_all(1 << 0 | 1 << 1 | 1 << RSI | 1 << RDI);
         Ok(())
     }
 
@@ -74,7 +74,7 @@ impl Translator {
             return Err(NeedsAssist);
         }
         self.implicit_operand(work, instruction, RBX)?;
-        self.probed.forget(0);
+        self.known.forget(0);
         Ok(())
     }
 
@@ -98,10 +98,7 @@ impl Translator {
         if matches!(instruction.segment_prefix(), Register::FS | Register::GS) {
             return Err(NeedsAssist);
         }
-        if !self.probed.knows(base) {
-            work.emitter.probe(self.probe, base, FREE);
-            self.probed.note(base);
-        }
+        self.probe_register(&mut work.emitter, base, base, FREE);
         let mut moved = *instruction;
         moved.set_segment_prefix(Register::GS);
         self.encode(&mut work.emitter, &moved);

@@ -20,6 +20,9 @@ pub(super) const JUMP_CACHE_ENTRIES: usize = 1 << 16;
 /// How far behind the block a probe can reach: 16 bits of index, eight bytes each.
 pub const PROBE_REACH: usize = (1 << 16) * 8 + 4096;
 
+/// Bytes without access that a window has on either side: translated code relies on as many.
+pub const GUARD_BYTES: u64 = 64 << 30;
+
 /// Where translated code keeps what it must put back: one word for each.
 pub(super) const SPILLS: usize = 4;
 

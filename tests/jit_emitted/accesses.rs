@@ -116,7 +116,7 @@ impl Checker<'_> {
         if address.as_constant().is_some_and(|constant| constant < end) {
             return;
         }
-        match self.state.distance(address) {
+        match self.state.distance(address, self.window_bits, &self.symbols) {
             None => self.complain(instruction, "not probed"),
             Some(distance) if distance > crate::checker::MOST_DISTANCE => {
                 self.complain(instruction, format!("{distance:#x} bytes from what was probed"));
@@ -184,16 +184,31 @@ impl Checker<'_> {
         }
         let known = self.result(instruction);
         let string = instruction.op_kinds().any(|kind| kind == OpKind::MemoryESRDI);
+        let narrow = self.zero_extended(instruction);
         let used = self.information.info(instruction).used_registers().to_vec();
         for used in used.iter().filter(|used| used.register().is_gpr() && writes(used.access())) {
             let number = used.register().full_register().number();
             self.state.registers[number] = match &known {
                 Some(form) => form.clone(),
+                None if Some(number) == narrow => self.symbols.between(0, u32::MAX.into()),
                 None if string && number == RDI => self.symbols.relocated(),
                 None => self.symbols.unknown(),
             };
         }
         self.forget_slots(instruction);
+    }
+
+    /// The register whose upper half an instruction clears. Some do not always write (BSF of zero), and
+    /// shifts by nothing may not either.
+    fn zero_extended(&mut self, instruction: &Instruction) -> Option<usize> {
+        use Mnemonic as M;
+        let register = instruction.op0_register();
+        let access = self.information.info(instruction).op_access(0);
+        let sure = matches!(access, OpAccess::Write | OpAccess::ReadWrite)
+            && instruction.op1_register() != Register::CL
+            && !matches!(instruction.mnemonic(), M::Bsf | M::Bsr | M::Shld | M::Shrd);
+        let narrow = instruction.op0_kind() == OpKind::Register && register.is_gpr32();
+        (narrow && sure).then(|| register.number())
     }
 
     /// A load from the probe page, which tells that an address is in the window.
@@ -287,14 +302,30 @@ impl Checker<'_> {
                 let value = source()?;
                 self.symbols.of(Origin::Low16(value))
             }
-            Code::Movsx_r64_rm16 => {
-                let value = source()?;
-                self.symbols.of(Origin::Signed(value, 16))
+            Code::Movsx_r64_rm16 => match source() {
+                Some(value) => self.symbols.of(Origin::Signed(value, 16)),
+                None => self.symbols.between(i16::MIN.into(), i16::MAX.into()),
+            },
+            Code::Movsxd_r64_rm32 => match source() {
+                Some(value) => self.symbols.of(Origin::Signed(value, 32)),
+                None => self.symbols.between(i32::MIN.into(), i32::MAX.into()),
+            },
+            Code::Movsx_r64_rm8 => self.symbols.between(i8::MIN.into(), i8::MAX.into()),
+            Code::Movzx_r64_rm16 => self.symbols.between(0, u16::MAX.into()),
+            Code::Movzx_r64_rm8 => self.symbols.between(0, u8::MAX.into()),
+            Code::Popcnt_r64_rm64 | Code::Lzcnt_r64_rm64 | Code::Tzcnt_r64_rm64 => {
+                self.symbols.between(0, 64)
             }
-            Code::Movsxd_r64_rm32 => {
-                let value = source()?;
-                self.symbols.of(Origin::Signed(value, 32))
+            Code::And_rm64_imm8 | Code::And_rm64_imm32 | Code::And_RAX_imm32
+                if instruction.immediate(1) as i64 >= 0 =>
+            {
+                self.symbols.between(0, instruction.immediate(1) as i64)
             }
+            Code::Shr_rm64_imm8 if instruction.immediate8() & 63 >= 32 => {
+                self.symbols.between(0, u32::MAX.into())
+            }
+            Code::Add_RAX_imm32 => own.plus_constant(instruction.immediate(1)),
+            Code::Sub_RAX_imm32 => own.plus_constant(instruction.immediate(1).wrapping_neg()),
             Code::VEX_Sarx_r64_rm64_r64 => {
                 let shift = of(instruction.op2_register()).as_constant()?;
                 let value = source()?;

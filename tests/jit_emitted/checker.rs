@@ -9,15 +9,13 @@ use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
     OpAccess, OpKind, Register,
 };
-use tregion::translate::{Class, Leave, ProbeShape, Stub, TranslatedBlock, class};
+use tregion::translate::{Class, GUARD_BYTES, Leave, ProbeShape, Stub, TranslatedBlock, class};
 
 use crate::fields;
-use crate::symbolic::{Form, GUEST_REGISTERS, Origin, State, Symbols};
+use crate::symbolic::{Form, Origin, State, Symbols};
 
-/// Bytes between an access and the window, at most. The guards around it are eight times as wide.
-pub(crate) const MOST_DISTANCE: u64 = 4 << 30;
-/// The same for a register at the start of a loop.
-const MOST_OF_LOOP: u64 = MOST_DISTANCE / 2;
+/// Bytes between an access and the window, at most: what the guards have room for.
+pub(crate) const MOST_DISTANCE: u64 = GUARD_BYTES - 4096;
 
 /// What is wrong with an instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +34,8 @@ pub(crate) struct Figures {
     pub(crate) strings: u64,
     pub(crate) exits: u64,
     pub(crate) loops: u64,
-    /// Registers that need no probe in them.
-    pub(crate) bases_of_loops: u64,
+    /// What is known of registers at the start of each pass.
+    pub(crate) facts_of_loops: u64,
 }
 
 impl Figures {
@@ -49,7 +47,7 @@ impl Figures {
         self.strings += other.strings;
         self.exits += other.exits;
         self.loops += other.loops;
-        self.bases_of_loops += other.bases_of_loops;
+        self.facts_of_loops += other.facts_of_loops;
     }
 }
 
@@ -66,10 +64,10 @@ pub(crate) struct Checker<'a> {
     pub(crate) state: State,
     pub(crate) information: InstructionInfoFactory,
     /// States that jumps bring to offsets further on.
-    arriving: BTreeMap<u32, State>,
+    pub(crate) arriving: BTreeMap<u32, State>,
     /// Offset of the first instruction of the loop in hand, and the states that come back to it.
-    head: Option<u64>,
-    returning: Vec<State>,
+    pub(crate) head: Option<u64>,
+    pub(crate) returning: Vec<State>,
     pub(crate) figures: Figures,
     pub(crate) complaints: Vec<Complaint>,
 }
@@ -123,7 +121,7 @@ impl Checker<'_> {
     }
 
     /// Joins what jumps bring to an instruction with what comes from the one before it.
-    fn arrive(&mut self, index: usize, alive: bool) {
+    pub(crate) fn arrive(&mut self, index: usize, alive: bool) {
         let instruction = self.code[index];
         match (self.arriving.remove(&(instruction.ip() as u32)), alive) {
             (Some(arriving), true) => self.state = self.state.join(&arriving, &mut self.symbols),
@@ -136,67 +134,13 @@ impl Checker<'_> {
         }
     }
 
-    /// The last jump back to an instruction, if there is one.
-    fn end_of_loop(&self, index: usize) -> Option<usize> {
-        let start = self.code[index].ip();
-        let jumps = |it: &Instruction| {
-            let direct = it.is_jcc_short_or_near() || it.is_jmp_short_or_near();
-            direct && it.near_branch_target() == start
-        };
-        (index..self.code.len()).rev().find(|&at| jumps(&self.code[at]))
-    }
-
-    /// Follows a loop with as much known at its start as every pass leaves true, which is found by
-    /// trying.
-    fn follow_loop(&mut self, start: usize, end: usize) -> bool {
-        self.figures.loops += 1;
-        let entry = self.state.clone();
-        let arriving = self.arriving.clone();
-        let (figures, complaints) = (self.figures, self.complaints.len());
-        let mut near: Vec<usize> = (0..GUEST_REGISTERS).collect();
-        self.keep(&mut near, entry.clone());
-        loop {
-            (self.figures, self.arriving) = (figures, arriving.clone());
-            self.complaints.truncate(complaints);
-            self.state = entry.unknown(&near, MOST_OF_LOOP, &mut self.symbols);
-            (self.head, self.returning) = (Some(self.code[start].ip()), Vec::new());
-            let mut alive = true;
-            for index in start..=end {
-                if index > start {
-                    self.arrive(index, alive);
-                }
-                alive = self.instruction(index);
-            }
-            let before = near.len();
-            for state in std::mem::take(&mut self.returning) {
-                if !state.polled {
-                    self.complain(&self.code[end].clone(), "a loop without a poll");
-                }
-                self.keep(&mut near, state);
-            }
-            self.head = None;
-            if near.len() == before {
-                self.figures.bases_of_loops += near.len() as u64;
-                return alive;
-            }
-        }
-    }
-
-    /// Keeps the registers that are near the window in `state`.
-    fn keep(&mut self, near: &mut Vec<usize>, mut state: State) {
-        near.retain(|number| {
-            let form = state.guest(*number, &mut self.symbols);
-            state.distance(&form).is_some_and(|distance| distance <= MOST_OF_LOOP)
-        });
-    }
-
     pub(crate) fn complain(&mut self, instruction: &Instruction, what: impl Into<String>) {
         let what = format!("{instruction}: {}", what.into());
         self.complaints.push(Complaint { offset: instruction.ip() as u32, what });
     }
 
     /// Checks one instruction and follows it; whether execution goes on behind it.
-    fn instruction(&mut self, index: usize) -> bool {
+    pub(crate) fn instruction(&mut self, index: usize) -> bool {
         let instruction = &self.code[index].clone();
         self.figures.instructions += 1;
         if let Some(what) = forbidden(instruction) {

@@ -55,10 +55,15 @@ impl Form {
         Self { terms: self.terms.clone(), constant: self.constant.wrapping_add(constant) }
     }
 
-    /// How far this is from `other`, if that is a constant.
-    pub(crate) fn distance(&self, other: &Self) -> Option<i64> {
-        let same = self.terms == other.terms;
-        same.then(|| self.constant.wrapping_sub(other.constant) as i64)
+    /// Between what numbers this is, taken as signed, if all its symbols have bounds.
+    fn bounds(&self, symbols: &Symbols) -> Option<(i128, i128)> {
+        let constant = i128::from(self.constant as i64);
+        self.terms.iter().try_fold((constant, constant), |(low, high), (symbol, factor)| {
+            let (least, most) = symbols.origin(*symbol).bounds()?;
+            let factor = i128::from(*factor as i64);
+            let ends = [factor * i128::from(least), factor * i128::from(most)];
+            Some((low + ends[0].min(ends[1]), high + ends[0].max(ends[1])))
+        })
     }
 }
 
@@ -79,6 +84,20 @@ pub(crate) enum Origin {
     Relocated(u32),
     /// Whatever.
     Unknown(u32),
+    /// Whatever between these numbers.
+    Between(u32, i64, i64),
+}
+
+impl Origin {
+    /// The least and the most that it can be.
+    fn bounds(&self) -> Option<(i64, i64)> {
+        match self {
+            Self::Low16(_) => Some((0, 0xffff)),
+            Self::Signed(_, bits) => Some((-1 << (bits - 1), (1 << (bits - 1)) - 1)),
+            Self::Between(_, least, most) => Some((*least, *most)),
+            _ => None,
+        }
+    }
 }
 
 /// All symbols of a block.
@@ -105,6 +124,12 @@ impl Symbols {
         self.of(Origin::Unknown(number))
     }
 
+    /// A symbol that is like no other, with bounds.
+    pub(crate) fn between(&mut self, least: i64, most: i64) -> Form {
+        let number = self.origins.len() as u32;
+        self.of(Origin::Between(number, least, most))
+    }
+
     pub(crate) fn relocated(&mut self) -> Form {
         let number = self.origins.len() as u32;
         self.of(Origin::Relocated(number))
@@ -118,6 +143,20 @@ impl Symbols {
     pub(crate) fn origin_of(&self, form: &Form) -> Option<&Origin> {
         Some(self.origin(form.as_symbol()?))
     }
+}
+
+/// The furthest from zero that translated code takes a value to be that it knows to be small.
+pub(crate) const MOST_SMALL: i64 = (1 << 32) + (1 << 30);
+
+/// What may hold at the start of each pass of a loop, of guest registers as [`State::guest`] numbers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fact {
+    /// It is near the window.
+    Near(usize),
+    /// The sum of a base and an index times a scale is.
+    NearSum(Option<usize>, usize, u64),
+    /// It is no further from zero than [`MOST_SMALL`].
+    Small(usize),
 }
 
 /// Where the guest's R14 and R15 are.
@@ -149,12 +188,22 @@ impl State {
         self.slots.entry(offset).or_insert_with(initial).clone()
     }
 
-    /// How far an address may be from the window, as far as that is known.
-    pub(crate) fn distance(&self, address: &Form) -> Option<u64> {
+    /// How far an address may be from a window of 2^`bits` bytes, as far as that is known.
+    pub(crate) fn distance(&self, address: &Form, bits: u32, symbols: &Symbols) -> Option<u64> {
+        let furthest = |(low, high): (i128, i128)| (-low).max(high).max(0) as u64;
         let distances = self.near.iter().filter_map(|(other, most)| {
-            Some(address.distance(other)?.unsigned_abs().saturating_add(*most))
+            let between = address.plus(other, u64::MAX).bounds(symbols)?;
+            Some(furthest(between).saturating_add(*most))
         });
-        distances.min()
+        let by_itself =
+            address.bounds(symbols).map(|(low, high)| furthest((low, high - (1 << bits))));
+        distances.chain(by_itself).min()
+    }
+
+    /// Whether a value is small, as translated code may take it to be.
+    pub(crate) fn is_small(&self, value: &Form, symbols: &Symbols) -> bool {
+        let most = i128::from(MOST_SMALL);
+        value.bounds(symbols).is_some_and(|(low, high)| -most <= low && high <= most)
     }
 
     /// An address in the window.
@@ -170,8 +219,8 @@ impl State {
         }
     }
 
-    /// A state of which nothing is known but that some guest registers are near the window.
-    pub(crate) fn unknown(&self, near: &[usize], most: u64, symbols: &mut Symbols) -> Self {
+    /// A state of which nothing is known but some facts of guest registers.
+    pub(crate) fn unknown(&self, facts: &[Fact], most: u64, symbols: &mut Symbols) -> Self {
         let mut state = Self::new(symbols);
         // What code writes to may be anything; the rest is as it was.
         for offset in self.slots.keys() {
@@ -184,11 +233,38 @@ impl State {
         for offset in IN_BLOCK {
             state.slots.insert(offset, symbols.unknown());
         }
-        for number in near {
-            let form = state.guest(*number, symbols);
-            state.near.push((form, most));
+        for fact in facts {
+            if let Fact::Small(number) = fact {
+                let small = symbols.between(-MOST_SMALL, MOST_SMALL);
+                state.set_guest(*number, small);
+            }
+        }
+        for fact in facts {
+            if let Some(sum) = state.sum(fact, symbols) {
+                state.near.push((sum, most));
+            }
         }
         state
+    }
+
+    fn set_guest(&mut self, number: usize, value: Form) {
+        match number.checked_sub(16) {
+            Some(index) => drop(self.slots.insert(IN_BLOCK[index], value)),
+            None => self.registers[number] = value,
+        }
+    }
+
+    /// The sum that a fact says is near.
+    pub(crate) fn sum(&mut self, fact: &Fact, symbols: &mut Symbols) -> Option<Form> {
+        match *fact {
+            Fact::Near(number) => Some(self.guest(number, symbols)),
+            Fact::NearSum(base, index, scale) => {
+                let none = Form::constant(0);
+                let base = base.map_or(none, |base| self.guest(base, symbols));
+                Some(base.plus(&self.guest(index, symbols), scale))
+            }
+            Fact::Small(_) => None,
+        }
     }
 
     /// What holds in both of two states.
