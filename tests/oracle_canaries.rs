@@ -231,6 +231,7 @@ fn a_campaign_catches_a_sabotaged_engine_and_writes_its_case() {
         cases: Some(3000),
         workers: 2,
         out: Some(folder.path().to_owned()),
+        save_every: Plan::SAVE_EVERY,
         stop_at_first: false,
     };
     let component = sabotaged::Component::Flag(Flag::CF);
@@ -261,6 +262,7 @@ fn a_campaign_can_end_with_its_first_difference() {
         cases: Some(30_000),
         workers: 1,
         out: None,
+        save_every: Plan::SAVE_EVERY,
         stop_at_first: true,
     };
     let component = sabotaged::Component::Flag(Flag::CF);
@@ -286,6 +288,7 @@ fn the_same_seed_makes_the_same_campaign() {
             cases: Some(600),
             workers,
             out: None,
+            save_every: Plan::SAVE_EVERY,
             stop_at_first: false,
         };
         let make = || {
