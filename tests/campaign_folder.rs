@@ -106,7 +106,7 @@ fn a_killed_campaign_goes_on() {
         // What is there is a whole campaign of its own at any time.
         match Summary::read(folder.path()) {
             Ok(summary) => seen.push(summary.cases),
-            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
+            Err(error) => assert_eq!(error.error.kind(), std::io::ErrorKind::NotFound),
         }
     }
     assert!(seen.is_sorted(), "{seen:?}");

@@ -9,7 +9,7 @@ use super::books::write;
 use super::folder::{FileError, Folder, at};
 use super::pairs::{self, MnemonicPairs};
 use super::samples::Sample;
-use super::summary::{ClusterRecord, FILE, Summary};
+use super::summary::{ClusterRecord, Summary};
 use super::tally::add_counts;
 
 /// Why folders cannot be merged.
@@ -68,8 +68,7 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<Summary, MergeError> {
 fn read_parts(folders: &[PathBuf]) -> Result<Vec<Summary>, MergeError> {
     let mut parts: Vec<Summary> = Vec::new();
     for folder in folders {
-        let path = folder.join(FILE);
-        let summary = Summary::read(folder).map_err(at(&path))?;
+        let summary = Summary::read(folder)?;
         for other in &parts {
             if other.engines != summary.engines {
                 return Err(MergeError::Different { path: folder.clone(), what: "engines" });

@@ -32,8 +32,8 @@ pub(super) fn earlier(
 ) -> Result<Option<Summary>, CampaignError> {
     let path = folder.path().join(FILE);
     let mut earlier = match Summary::read(folder.path()) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        result => result.map_err(at(&path))?,
+        Err(error) if error.error.kind() == ErrorKind::NotFound => return Ok(None),
+        result => result?,
     };
     let other = |what: String| CampaignError::Other { folder: folder.path().to_owned(), what };
     let Some(ledger) = &earlier.ledger else {

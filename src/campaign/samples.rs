@@ -74,8 +74,8 @@ mod tests {
     #[test]
     fn however_long_it_takes_there_are_few() {
         let mut samples = Samples::default();
-        for second in 1..=100_000 {
-            samples.push(Sample { seconds: f64::from(second), cases: u64::from(second) * 10 });
+        for second in 1..=100_000_u32 {
+            samples.push(Sample { seconds: second.into(), cases: u64::from(second) * 10 });
         }
         assert!((MOST / 2..=MOST).contains(&samples.all().len()));
         let seconds: Vec<f64> = samples.all().iter().map(|sample| sample.seconds).collect();

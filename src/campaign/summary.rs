@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::folder::{FileError, at};
 use super::{Ledger, Plan, Samples, Tally};
 use crate::generate::Generator;
 use crate::oracle::compare::ComponentClass;
@@ -254,8 +254,10 @@ impl Summary {
     }
 
     /// Reads the figures of a campaign's folder.
-    pub fn read(folder: &Path) -> io::Result<Self> {
-        Ok(serde_json::from_str(&fs::read_to_string(folder.join(FILE))?)?)
+    pub fn read(folder: &Path) -> Result<Self, FileError> {
+        let path = folder.join(FILE);
+        let text = fs::read_to_string(&path).map_err(at(&path))?;
+        serde_json::from_str(&text).map_err(|error| at(&path)(error.into()))
     }
 }
 
