@@ -1,5 +1,5 @@
 //! [`Evidence`]: a cluster with its case, run once more on silicon, on the engine that differs and on the
-//! JIT; [`Witnesses`] are those engines, each made once.
+//! JIT; [`Witnesses`] are the engines.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -56,18 +56,13 @@ pub(super) fn in_order(summary: &Summary) -> Vec<&ClusterRecord> {
 /// See the file's head.
 pub(super) struct Witnesses<'a> {
     silicon: Silicon,
-    jit: Result<Jit, String>,
     make_engine: MakeEngine<'a>,
     engines: BTreeMap<String, Result<Box<dyn Engine>, String>>,
 }
 
 impl<'a> Witnesses<'a> {
     pub(super) fn new(make_engine: MakeEngine<'a>) -> io::Result<Self> {
-        let mut jit = Jit::new().map_err(|error| error.to_string());
-        if let Ok(jit) = &mut jit {
-            jit.note_progress(true);
-        }
-        Ok(Self { silicon: Silicon::new()?, jit, make_engine, engines: BTreeMap::new() })
+        Ok(Self { silicon: Silicon::new()?, make_engine, engines: BTreeMap::new() })
     }
 
     /// Runs the case of a cluster.
@@ -76,7 +71,7 @@ impl<'a> Witnesses<'a> {
             let trace = self.silicon.trace(&case, MOST_STEPS);
             let steps = trace.map(|trace| trace.steps).unwrap_or_default();
             let comparison = self.compare(&case, &cluster.engine);
-            let timeline = self.timeline(&case, &steps);
+            let timeline = timeline(&case, &steps);
             Exhibit { case, notes, steps, comparison, timeline }
         });
         Evidence { cluster, exhibit }
@@ -92,12 +87,14 @@ impl<'a> Witnesses<'a> {
         let differences = compare(case, &silicon, &outcome, visible);
         Ok(Comparison { silicon, engine: outcome, differences })
     }
+}
 
-    fn timeline(&mut self, case: &Case, steps: &[Step]) -> Result<Timeline, String> {
-        let jit = self.jit.as_mut().map_err(|why| why.clone())?;
-        jit.run(case).map_err(|why| why.to_string())?;
-        Ok(Timeline::new(case, jit.progress(), steps))
-    }
+/// Runs `case` on a JIT of its own, which has no code of other cases to take over.
+fn timeline(case: &Case, steps: &[Step]) -> Result<Timeline, String> {
+    let mut jit = Jit::new().map_err(|error| error.to_string())?;
+    jit.note_progress(true);
+    jit.run(case).map_err(|why| why.to_string())?;
+    Ok(Timeline::new(case, jit.progress(), steps))
 }
 
 fn read_case(folder: &Path, cluster: &ClusterRecord) -> Result<(Case, Vec<String>), String> {

@@ -193,7 +193,7 @@ fn side_by_side(engine: &str, comparison: &Comparison) -> Markup {
         }
         @if silicon.stop.is_exact() && other.stop.is_exact() {
             details {
-                summary { "All registers at the end" }
+                summary { "Registers at the end, but for what both have as in an empty case" }
                 (registers(engine, &silicon.state, &other.state))
             }
         }
@@ -213,7 +213,7 @@ fn registers(engine: &str, left: &State, right: &State) -> Markup {
         entries
             .iter()
             .find(|(known, _)| known == name)
-            .map_or("–".to_owned(), |(_, text)| text.clone())
+            .map_or("as empty".to_owned(), |(_, text)| text.clone())
     };
     html! {
         div.scroll {

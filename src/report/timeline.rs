@@ -26,6 +26,8 @@ const DONE: [(&str, fn(&Figures) -> u64); 10] = [
 pub(super) struct Timeline {
     moments: Vec<Moment>,
     rows: Vec<Row>,
+    /// Some code was translated.
+    translates: bool,
 }
 
 /// A leg or an event.
@@ -63,7 +65,10 @@ impl Timeline {
                 rows.push(Row { name: name.to_owned(), cells });
             }
         }
-        Self { moments, rows }
+        let translates = figures.last().zip(figures.first());
+        let translates =
+            translates.is_some_and(|(last, first)| last.translations > first.translations);
+        Self { moments, rows, translates }
     }
 
     pub(super) fn table(&self) -> Markup {
@@ -88,6 +93,9 @@ impl Timeline {
                         }
                     }
                 }
+            }
+            @if !self.translates {
+                p.aside { "No code was translated: few instructions up to a limit are stepped." }
             }
         }
     }
@@ -163,4 +171,67 @@ fn mapped(case: &Case, events: usize) -> Vec<Row> {
         Row { name: format!("{name} {}", span(range)), cells: cells.collect() }
     };
     ranges.into_iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::{Mapping, Object, ObjectId};
+    use crate::engine::Engine;
+    use crate::engine::jit::Jit;
+    use crate::engine::silicon::Silicon;
+    use crate::guest::{GuestAddress, Permissions};
+
+    const CODE: GuestAddress = GuestAddress(0x40_0000);
+
+    /// `inc eax; hlt`, which the host makes `dec eax; hlt` at the `hlt` behind it, and goes back.
+    fn rewritten() -> Case {
+        let mut code = Object::zeroed("code", 1);
+        // inc eax; hlt; jmp back to the start
+        code.contents[..5].copy_from_slice(&[0xff, 0xc0, 0xf4, 0xeb, 0xfb]);
+        let range = GuestRange::new(CODE, 0x1000).unwrap();
+        let permissions = Permissions::ReadExecute;
+        let mapping = Mapping { range, object: ObjectId(0), offset: 0, permissions };
+        let bytes = vec![0xff, 0xc8];
+        let write = Action::Write { address: CODE, bytes };
+        let protect = Action::Protect { range, permissions: Permissions::ReadWriteExecute };
+        let events = [write, protect]
+            .map(|action| Event { trigger: Trigger::Halt, actions: vec![action] })
+            .into();
+        let mut case =
+            Case { objects: vec![code], mappings: vec![mapping], events, ..Case::default() };
+        case.state.rip = CODE.0;
+        case.validate().unwrap();
+        case
+    }
+
+    #[test]
+    fn events_and_what_becomes_of_code_are_shown() {
+        let case = rewritten();
+        let mut jit = Jit::new().unwrap();
+        jit.note_progress(true);
+        jit.run(&case).unwrap();
+        let steps = Silicon::new().unwrap().trace(&case, 64).unwrap().steps;
+        let timeline = Timeline::new(&case, jit.progress(), &steps);
+        let names: Vec<_> =
+            timeline.moments.iter().map(|it| format!("{} {}", it.name, it.detail)).collect();
+        let expected = [
+            "leg 1 2 instructions",
+            "event 1 at hlt: write 2 bytes at 0x400000",
+            "leg 2 3 instructions",
+            "event 2 at hlt: make 0x400000+0x1000 rwx",
+            "leg 3 3 instructions",
+        ];
+        assert_eq!(names, expected);
+        let row = |name: &str| {
+            let row = timeline.rows.iter().find(|row| row.name == name);
+            row.unwrap_or_else(|| panic!("no row {name}")).cells.clone()
+        };
+        assert_eq!(row("code 0x400000+0x1000"), ["r-x", "r-x", "r-x", "rwx", "rwx"]);
+        assert_eq!(row("writes to watched pages"), ["", "+1", "", "", ""]);
+        let translated = row("blocks translated");
+        assert!(!translated[0].is_empty() && translated[1].is_empty() && !translated[2].is_empty());
+        assert_eq!(row("regions retired")[3], "+1", "a change of permissions retires the region");
+        assert!(timeline.rows.iter().all(|row| row.cells.len() == timeline.moments.len()));
+    }
 }
