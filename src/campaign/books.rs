@@ -58,11 +58,14 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    /// Writes the summary as it is now, if there is a folder, and gives it.
+    /// Writes the summary as it is now, if there is a folder, and gives it. Before the first case is
+    /// done the folder stays as it is: a campaign that cannot begin leaves nothing of itself there.
     pub(super) fn save(&mut self) -> Result<Summary, FileError> {
         let (summary, pairs) = self.summary();
         self.shared.progress.forms.store(summary.forms, Ordering::Relaxed);
-        if let Some(folder) = self.shared.folder {
+        if let Some(folder) = self.shared.folder
+            && summary.cases > 0
+        {
             folder.write(pairs::FILE, &pairs.to_bytes())?;
             write(folder, &summary)?;
         }

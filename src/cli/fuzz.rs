@@ -85,12 +85,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
         let (cases, seconds) = (earlier.cases, earlier.seconds);
         eprintln!("{}: going on behind {cases} cases in {seconds:.0} s", out.display());
     }
+    let cases_before = campaign.earlier().map_or(0, |earlier| earlier.cases);
     let progress = Arc::new(Progress::default());
     let stopped = Arc::clone(&progress);
     ctrlc::set_handler(move || stopped.stop.store(true, Ordering::Relaxed))?;
     let done = AtomicBool::new(false);
     let summary = std::thread::scope(|scope| {
-        scope.spawn(|| show(&plan, &progress, &done));
+        scope.spawn(|| show(&plan, &progress, cases_before, &done));
         let _ended = SetOnDrop(&done);
         campaign.run(&|| engines::judge(&names), &progress)
     })?;
@@ -117,22 +118,20 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-/// Draws the progress until `done`.
-fn show(plan: &Plan, progress: &Progress, done: &AtomicBool) {
+/// Draws the progress of a campaign that had come to `cases_before`, until `done`.
+fn show(plan: &Plan, progress: &Progress, cases_before: u64, done: &AtomicBool) {
     let length = plan.cases.or(plan.time.map(|time| time.as_secs()));
     let bar = length.map_or_else(ProgressBar::no_length, ProgressBar::new);
     let style = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let start = Instant::now();
-    let mut before = None;
     while !done.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(100));
-        let cases = progress.cases.load(Ordering::Relaxed);
-        let before = *before.get_or_insert(cases);
+        let cases = progress.cases.load(Ordering::Relaxed).max(cases_before);
         bar.set_position(if plan.cases.is_some() { cases } else { start.elapsed().as_secs() });
         bar.set_message(format!(
             "{cases} cases, {:.0}/s, {} differences ({} unexplained), {} forms",
-            (cases - before) as f64 / start.elapsed().as_secs_f64(),
+            (cases - cases_before) as f64 / start.elapsed().as_secs_f64(),
             progress.differences.load(Ordering::Relaxed),
             progress.unexplained.load(Ordering::Relaxed),
             progress.forms.load(Ordering::Relaxed),

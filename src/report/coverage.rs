@@ -41,7 +41,8 @@ pub(super) fn section(summary: &Summary) -> Markup {
             div.scroll {
                 table.heat {
                     caption {
-                        "Forms run of those in reach, and executions. Darker: each form more often."
+                        "Forms run of those in reach, and executions. Stronger: each form more often. "
+                        "What always faults never runs to completion."
                     }
                     thead { tr {
                         th scope="col" { "family" }

@@ -51,7 +51,7 @@ fn plot(rates: &[(f64, f64)]) -> Result<String, Box<dyn std::error::Error>> {
             .configure_mesh()
             .bold_line_style(GRID)
             .light_line_style(TRANSPARENT)
-            .x_label_formatter(&|seconds| format!("{seconds:.0}"))
+            .x_label_formatter(&|seconds| format!("{seconds:.0$}", usize::from(end < 20.0)))
             .y_label_formatter(&|rate| format!("{rate:.0}"))
             .label_style(("sans-serif", 13))
             .draw()?;
