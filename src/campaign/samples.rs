@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 /// Samples that are kept at most: more than a plot has columns to show.
 const MOST: usize = 512;
 
+/// Clocks are not even: samples that are nearer by so many seconds than they should be are as good.
+const TOLERANCE: f64 = 0.5;
+
 /// One point of time.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
@@ -24,7 +27,7 @@ impl Samples {
     /// evenly apart although every second one is dropped again and again.
     pub(super) fn push(&mut self, sample: Sample) {
         if let (Some(first), Some(last)) = (self.0.first(), self.0.last())
-            && sample.seconds - last.seconds < 0.9 * first.seconds
+            && sample.seconds - last.seconds + TOLERANCE < first.seconds
         {
             return;
         }

@@ -114,15 +114,18 @@ fn cells(summary: &Summary) -> Cells {
 }
 
 /// Where each form belongs, those too that this host does not have: the campaign may come from another.
+/// Two encodings of one form have the same text, and are counted together, with the older one's family.
 fn places() -> BTreeMap<String, (Option<Family>, OperandForm)> {
     let mut everything = HostFeatures::baseline();
     CpuidFeature::values().for_each(|feature| everything.insert(feature));
     let generator = Generator::new(&everything);
-    let forms = generator.forms().iter().enumerate();
-    let place = |(index, form): (usize, &crate::generate::Form)| {
-        (form.to_string(), (Some(generator.family(FormId(index as u16))), form.operands))
-    };
-    forms.map(place).collect()
+    let mut places = BTreeMap::new();
+    for (index, form) in generator.forms().iter().enumerate() {
+        let place = (Some(generator.family(FormId(index as u16))), form.operands);
+        let known = places.entry(form.to_string()).or_insert(place);
+        *known = place.min(*known);
+    }
+    places
 }
 
 #[cfg(test)]
@@ -133,10 +136,14 @@ mod tests {
     fn each_form_of_this_host_has_its_place() {
         let generator = Generator::new(&HostFeatures::detect());
         let places = places();
+        let mut other = 0;
         for (index, form) in generator.forms().iter().enumerate() {
-            let (family, _) = places[&form.to_string()];
-            assert_eq!(family, Some(generator.family(FormId(index as u16))), "{form}");
+            let (family, operands) = places[&form.to_string()];
+            assert_eq!(operands, form.operands, "{form}");
+            // But for VEX forms that EVEX has too.
+            other += usize::from(family != Some(generator.family(FormId(index as u16))));
         }
+        assert!(other * 10 < generator.forms().len(), "{other} forms are in another family");
     }
 
     #[test]
