@@ -8,8 +8,11 @@ use crate::engine::silicon::Step;
 use crate::exec::Figures;
 use crate::guest::GuestRange;
 
+/// Something that a code cache counts.
+type Count = fn(&Figures) -> u64;
+
 /// What the code cache does, with how it is told.
-const DONE: [(&str, fn(&Figures) -> u64); 10] = [
+const DONE: [(&str, Count); 10] = [
     ("blocks translated", |figures| figures.translations),
     ("jumps chained", |figures| figures.chained),
     ("writes to watched pages", |figures| figures.code_writes),
