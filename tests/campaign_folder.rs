@@ -13,6 +13,7 @@ use iced_x86::Mnemonic;
 use tregion::campaign::merge::{MergeError, merge};
 use tregion::campaign::{self, Campaign, CampaignError, Plan, Progress, Samples, Summary};
 use tregion::case::text;
+use tregion::engine::Engine;
 use tregion::engine::sabotaged::{Component, Sabotage, Sabotaged, When};
 use tregion::engine::silicon::Silicon;
 use tregion::guest::Flag;
@@ -20,6 +21,8 @@ use tregion::oracle::Judge;
 
 /// Cases of the campaign that is killed again and again.
 const CASES: u64 = 12_000;
+/// Processor time that a leg may take; no generated program needs any of it.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Names the folder to the process that is killed.
 const FOLDER: &str = "TREGION_TEST_CAMPAIGN_FOLDER";
 
@@ -41,8 +44,12 @@ fn plan(folder: Option<&Path>, cases: u64) -> Plan {
 fn judge() -> std::io::Result<Judge> {
     let sabotage =
         Sabotage { when: When::Contains(Mnemonic::Bswap), component: Component::Flag(Flag::CF) };
-    let engine = Sabotaged::new(Silicon::named("sabotaged")?, sabotage);
-    Ok(Judge::new(Silicon::new()?, vec![Box::new(engine)]))
+    let mut judge = Silicon::new()?;
+    let mut engine = Sabotaged::new(Silicon::named("sabotaged")?, sabotage);
+    // On a busy host a guest may seem to run on for ever, and the same case would not end the same way.
+    judge.set_time_limit(PATIENCE);
+    engine.set_time_limit(PATIENCE);
+    Ok(Judge::new(judge, vec![Box::new(engine)]))
 }
 
 fn run(plan: &Plan) -> Summary {
@@ -234,13 +241,12 @@ fn figures_that_contradict_each_other_are_not_gone_on_with() {
     run(&plan);
     let file = folder.path().join("summary.json");
     let text = fs::read_to_string(&file).unwrap();
-    for (from, to) in [("\"cases\": 300,\n  \"compared", "\"cases\": 301,\n  \"compared")] {
-        assert!(text.contains(from));
-        fs::write(&file, text.replacen(from, to, 1)).unwrap();
-        let error = Campaign::open(&plan).unwrap_err();
-        assert!(matches!(error, CampaignError::File(_)), "{error}");
-    }
     let mut other: Summary = serde_json::from_str(&text).unwrap();
+    other.cases += 1;
+    fs::write(&file, serde_json::to_string(&other).unwrap()).unwrap();
+    let error = Campaign::open(&plan).unwrap_err();
+    assert!(matches!(error, CampaignError::File(_)), "{error}");
+    other.cases -= 1;
     other.generator = "another".to_owned();
     fs::write(&file, serde_json::to_string(&other).unwrap()).unwrap();
     let error = Campaign::open(&plan).unwrap_err();
