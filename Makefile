@@ -5,12 +5,14 @@ CARGO ?= cargo
 SECONDS_CAMPAIGN ?= 60
 SEED ?= 1
 OUT ?= campaign
+PAGE ?= $(OUT)/report.html
 SECONDS_MODEL ?= 600
 
-.PHONY: help deps build campaign test check loom loom-deep sabotage sabotage-document fuzz-smoke corpus regions-record plots clean
+.PHONY: help deps build campaign report test check loom loom-deep sabotage sabotage-document fuzz-smoke corpus regions-record plots clean
 
 help:
 	@echo "make campaign    build, then compare the JIT and Unicorn with this processor for $(SECONDS_CAMPAIGN) s"
+	@echo "make report      $(PAGE), a page about the campaign in $(OUT)"
 	@echo "make test        all tests"
 	@echo "make check       formatting, lints, documentation"
 	@echo "make loom        models of the code cache's protocols, and the faults seeded in them"
@@ -33,6 +35,9 @@ campaign: build
 	@status=0; ./target/release/tregion fuzz --engines silicon,jit,unicorn \
 		--seconds $(SECONDS_CAMPAIGN) --seed $(SEED) --out $(OUT) || status=$$?; \
 	if [ $$status -gt 1 ]; then exit $$status; fi
+
+report: build
+	./target/release/tregion report $(OUT) --out $(PAGE)
 
 test: deps
 	$(CARGO) test --release

@@ -43,4 +43,6 @@ pub mod memory;
 pub mod oracle;
 pub mod os;
 pub mod properties;
+#[cfg(feature = "cli")]
+pub mod report;
 pub mod translate;

@@ -231,6 +231,7 @@ fn a_campaign_catches_a_sabotaged_engine_and_writes_its_case() {
         cases: Some(3000),
         workers: 2,
         out: Some(folder.path().to_owned()),
+        save_every: Plan::SAVE_EVERY,
         stop_at_first: false,
     };
     let component = sabotaged::Component::Flag(Flag::CF);
@@ -243,7 +244,8 @@ fn a_campaign_catches_a_sabotaged_engine_and_writes_its_case() {
     assert!(summary.unexplained > 0, "{}", summary.text());
     let cluster = summary.clusters.iter().find(|cluster| cluster.mnemonic.ends_with("bswap"));
     let cluster = cluster.unwrap_or_else(|| panic!("{}", summary.text()));
-    let file = folder.path().join(format!("{}.case", cluster.case));
+    let hash = cluster.case.as_ref().expect("a campaign that has ended has a case of each");
+    let file = folder.path().join(format!("{hash}.case"));
     let written = std::fs::read_to_string(file).unwrap();
     assert!(written.contains("replay: tregion replay"), "{written}");
     let small = text::parse(&written).unwrap();
@@ -261,6 +263,7 @@ fn a_campaign_can_end_with_its_first_difference() {
         cases: Some(30_000),
         workers: 1,
         out: None,
+        save_every: Plan::SAVE_EVERY,
         stop_at_first: true,
     };
     let component = sabotaged::Component::Flag(Flag::CF);
@@ -286,6 +289,7 @@ fn the_same_seed_makes_the_same_campaign() {
             cases: Some(600),
             workers,
             out: None,
+            save_every: Plan::SAVE_EVERY,
             stop_at_first: false,
         };
         let make = || {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each folder of `src` may use of the others.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("guest", &[]),
     ("os", &[]),
     ("memory", &["guest", "os"]),
@@ -17,6 +17,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ("generate", &["case", "guest"]),
     ("oracle", &["case", "engine", "guest"]),
     ("campaign", &["case", "engine", "generate", "guest", "oracle", "os"]),
+    ("report", &["campaign", "case", "engine", "exec", "generate", "guest", "oracle"]),
     ("properties", &["case", "engine", "exec", "generate", "guest", "memory", "oracle"]),
     ("bench", &["case", "engine", "exec", "guest"]),
     ("cli", &[]),

@@ -1,10 +1,8 @@
 //! The file of a finding: its case, and above it as comments who differs, in what, side by side.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::io;
-use std::path::Path;
 
+use super::folder::{FileError, Folder};
 use crate::case::{Case, Outcome, text};
 use crate::engine::Engine;
 use crate::engine::silicon::Silicon;
@@ -13,21 +11,19 @@ use crate::oracle::judge::Finding;
 
 /// Writes `DIR/<hash>.case`, whole or not at all.
 pub(super) fn write_finding(
-    folder: &Path,
+    folder: &Folder,
     hash: &str,
     case: &Case,
     silicon: &mut Silicon,
     engine: &mut dyn Engine,
     finding: &Finding,
-) -> io::Result<()> {
-    let path = folder.join(format!("{hash}.case"));
+) -> Result<(), FileError> {
+    let name = format!("{hash}.case");
     let mut case = case.clone();
     case.note = finding.key.to_string();
-    let replay = format!("tregion replay {}", path.display());
+    let replay = format!("tregion replay {}", folder.path().join(&name).display());
     let text = header(silicon, engine, &case, finding, &replay) + &text::print(&case);
-    let partial = folder.join(format!("{hash}.case.partial"));
-    fs::write(&partial, text)?;
-    fs::rename(partial, path)
+    folder.write(&name, text.as_bytes())
 }
 
 /// The comment above a finding's case.

@@ -1,14 +1,16 @@
-//! What a campaign has found: one [`Cluster`] for each distinct difference, with its smallest case.
+//! What a campaign has found: a cluster for each distinct difference, how often it was [`Seen`], and an
+//! example of it, made small.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
-use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 
-use super::Plan;
+use super::ClusterRecord;
 use super::case_file::write_finding;
+use super::folder::{FileError, Folder};
 use crate::case::Case;
 use crate::engine::Engine;
 use crate::engine::silicon::Silicon;
@@ -24,95 +26,117 @@ const MINIMISE_TIME: Duration = Duration::from_secs(20);
 /// Instructions of a smallest case that are looked at.
 const MOST_STEPS: u64 = 4096;
 
-/// One distinct difference.
-#[derive(Clone, Debug)]
-pub struct Cluster {
-    /// How often it was seen.
+/// What makes a finding the same as another. What is explained and what is not are different clusters,
+/// so that a known difference never hides an unknown one.
+pub type FindingKey = (ClusterKey, bool);
+
+/// What was seen of a cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// How often.
     pub count: u64,
     /// Number of the first case that showed it.
     pub first_case: u64,
-    /// When it was first seen, from the campaign's start on.
-    pub first_seen: Duration,
-    /// Names of the rows that explain it, if all of what was seen is explained.
+    /// Seconds from the campaign's start until one was seen.
+    pub first_seconds: f64,
+    /// Names of the rows that explain the first, if it is explained.
     pub accepted: Option<Vec<&'static str>>,
-    /// Hash of its smallest case, which is the name of its file.
-    pub hash: String,
-    /// That case.
-    pub case: Case,
-    /// How many different instructions it executes on silicon, `nop` and `hlt` left out.
-    pub instructions: usize,
 }
 
-/// All clusters of a campaign, shared by its workers.
-#[derive(Debug)]
-pub struct Findings {
-    start: Instant,
-    clusters: Mutex<BTreeMap<(ClusterKey, bool), Option<Cluster>>>,
+impl Seen {
+    /// Adds what another worker saw.
+    pub(super) fn add(&mut self, other: Self) {
+        self.count += other.count;
+        self.first_seconds = self.first_seconds.min(other.first_seconds);
+        if other.first_case < self.first_case {
+            self.first_case = other.first_case;
+            self.accepted = other.accepted;
+        }
+    }
 }
+
+/// The case that a cluster is shown by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Example {
+    /// Its hash, which is the name of its file.
+    pub hash: String,
+    /// How many different instructions it executes on silicon, `nop` and `hlt` left out.
+    pub instructions: u64,
+}
+
+/// The examples of all clusters of a campaign, shared by its workers. How often each was seen is counted
+/// in the workers' tallies, with the cases that showed it.
+#[derive(Debug, Default)]
+pub(super) struct Findings(Mutex<BTreeMap<FindingKey, Option<Example>>>);
 
 impl Findings {
-    /// None yet, in a campaign that began at `start`.
-    pub(super) fn new(start: Instant) -> Self {
-        Self { start, clusters: Mutex::default() }
+    /// Those that an earlier part of the campaign has left.
+    pub(super) fn known(clusters: &[ClusterRecord]) -> Self {
+        let known = clusters.iter().filter_map(|cluster| {
+            let hash = cluster.case.clone()?;
+            let example = Example { hash, instructions: cluster.instructions };
+            Some(((cluster.key(), cluster.accepted.is_some()), Some(example)))
+        });
+        Self(Mutex::new(known.collect()))
     }
 
-    /// Notes a finding. The first of its cluster is minimised with `(judge, engine)` and written.
-    /// What is explained and what is not are different clusters, so that a known difference never
-    /// hides an unknown one.
+    /// Makes sure that a finding's cluster has an example: the first one is minimised with
+    /// `(judge, engine)` and written.
     pub(super) fn note(
         &self,
-        number: u64,
-        finding: Finding,
+        finding: &Finding,
         engines: (&mut Silicon, &mut dyn Engine),
-        plan: &Plan,
-    ) -> io::Result<()> {
+        folder: Option<&Folder>,
+    ) -> Result<(), FileError> {
         let key = (finding.key.clone(), finding.accepted.is_some());
-        {
-            let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
-            match clusters.get_mut(&key) {
-                Some(Some(cluster)) => {
-                    cluster.count += 1;
-                    return Ok(());
-                }
-                // Another worker is at it.
-                Some(None) => return Ok(()),
-                None => drop(clusters.insert(key.clone(), None)),
-            }
+        match self.lock().entry(key.clone()) {
+            // There is one, or another worker is at it.
+            Entry::Occupied(_) => return Ok(()),
+            Entry::Vacant(place) => drop(place.insert(None)),
         }
-        let first_seen = self.start.elapsed();
         let (silicon, engine) = engines;
-        let case = minimise_finding(silicon, engine, &finding);
-        let instructions = executed(silicon, &case);
+        let case = minimise_finding(silicon, engine, finding);
+        let instructions = executed(silicon, &case) as u64;
         let hash = case.content_hash();
-        if let Some(out) = &plan.out {
-            write_finding(out, &hash, &case, silicon, engine, &finding)?;
+        if let Some(folder) = folder {
+            write_finding(folder, &hash, &case, silicon, engine, finding)?;
         }
-        let accepted = finding.row_names();
-        let cluster = Cluster {
-            count: 1,
-            first_case: number,
-            first_seen,
-            accepted,
-            hash,
-            case,
-            instructions,
-        };
-        let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
-        clusters.insert(key, Some(cluster));
+        self.lock().insert(key, Some(Example { hash, instructions }));
         Ok(())
     }
 
     /// How many there are, and how many of them are not explained.
     pub(super) fn counts(&self) -> (u64, u64) {
-        let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
-        let unexplained = clusters.keys().filter(|(_, explained)| !explained).count();
-        (clusters.len() as u64, unexplained as u64)
+        let examples = self.lock();
+        let unexplained = examples.keys().filter(|(_, explained)| !explained).count();
+        (examples.len() as u64, unexplained as u64)
     }
 
-    pub(super) fn into_clusters(self) -> Vec<(ClusterKey, Cluster)> {
-        let clusters = self.clusters.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let finished = |((key, _), cluster): (_, Option<Cluster>)| Some((key, cluster?));
-        clusters.into_iter().filter_map(finished).collect()
+    /// What is kept of clusters of which so much was seen. One whose first case is still being made small
+    /// has no case yet.
+    pub(super) fn records(&self, seen: &BTreeMap<FindingKey, Seen>) -> Vec<ClusterRecord> {
+        let examples = self.lock();
+        let record = |(key, seen): (&FindingKey, &Seen)| {
+            let example = examples.get(key).cloned().flatten();
+            let names = |rows: &Vec<&str>| rows.iter().map(|row| (*row).to_owned()).collect();
+            ClusterRecord {
+                engine: key.0.engine.clone(),
+                mnemonic: key.0.mnemonic.clone(),
+                component: key.0.component,
+                stops: key.0.stops.clone(),
+                count: seen.count,
+                accepted: seen.accepted.as_ref().map(names),
+                instructions: example.as_ref().map_or(0, |example| example.instructions),
+                case: example.map(|example| example.hash),
+                first_case: seen.first_case,
+                first_seconds: seen.first_seconds,
+            }
+        };
+        seen.iter().map(record).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<FindingKey, Option<Example>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

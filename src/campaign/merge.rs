@@ -1,11 +1,15 @@
 //! Joins the folders of several campaigns into one, by content hash.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use super::summary::{ClusterRecord, FILE, Summary, share};
+use super::books::write;
+use super::folder::{FileError, Folder, at};
+use super::pairs::{self, MnemonicPairs};
+use super::samples::Sample;
+use super::summary::{ClusterRecord, Summary};
 use super::tally::add_counts;
 
 /// Why folders cannot be merged.
@@ -14,14 +18,12 @@ pub enum MergeError {
     /// No folder was given.
     #[error("there is nothing to merge")]
     Nothing,
-    /// A file of a folder cannot be read.
-    #[error("{}: {error}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
+    /// A file or folder cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The folder for the whole has a campaign of its own.
+    #[error("{}: holds a campaign that can go on, and would not be able to", .0.display())]
+    IsCampaign(PathBuf),
     /// The same cases are in two folders, and would be counted twice.
     #[error("{}: its shard of seed {seed} is in another of the campaigns already", path.display())]
     Twice {
@@ -41,102 +43,117 @@ pub enum MergeError {
 }
 
 /// Merges the campaigns in `folders` into `out`: sums their figures, joins their clusters, copies
-/// their cases.
+/// their cases. What a campaign keeps in its folder is true at any time, so it need not have come to its
+/// end. The figures are written last: a merge that is cut off leaves no wrong ones.
 pub fn merge(folders: &[PathBuf], out: &Path) -> Result<Summary, MergeError> {
-    let mut merged: Option<Summary> = None;
-    fs::create_dir_all(out).map_err(at(out))?;
-    for folder in folders {
-        let summary = Summary::read(folder).map_err(at(&folder.join(FILE)))?;
-        merged = Some(match merged {
-            None => summary,
-            Some(first) if first.engines != summary.engines => {
-                return Err(MergeError::Different { path: folder.clone(), what: "engines" });
-            }
-            Some(first)
-                if first.seed == summary.seed && !first.shards.is_disjoint(&summary.shards) =>
-            {
-                return Err(MergeError::Twice { path: folder.clone(), seed: summary.seed });
-            }
-            Some(first) => join(first, summary),
-        });
+    let parts = read_parts(folders)?;
+    let target = Folder::open(out)?.ok_or_else(|| MergeError::IsCampaign(out.to_owned()))?;
+    if Summary::read(out).is_ok_and(|summary| summary.ledger.is_some()) {
+        return Err(MergeError::IsCampaign(out.to_owned()));
     }
-    let mut merged = merged.ok_or(MergeError::Nothing)?;
+    let mut pairs = MnemonicPairs::default();
     for folder in folders {
-        copy_cases(folder, out)?;
+        copy_cases(folder, &target)?;
+        pairs.add_all(&MnemonicPairs::read(folder)?);
     }
-    merged.differences = merged.clusters.len() as u64;
-    merged.unexplained =
-        merged.clusters.iter().filter(|cluster| cluster.accepted.is_none()).count() as u64;
-    merged.write(out).map_err(at(&out.join(FILE)))?;
+    let mut merged = parts.into_iter().reduce(join).ok_or(MergeError::Nothing)?;
+    merged.ledger = None;
+    merged.mnemonic_pairs = pairs.count();
+    target.write(pairs::FILE, &pairs.to_bytes())?;
+    write(&target, &merged)?;
     Ok(merged)
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> MergeError {
-    let path = path.to_owned();
-    move |error| MergeError::File { path, error }
+/// Reads the figures of campaigns that can be joined.
+fn read_parts(folders: &[PathBuf]) -> Result<Vec<Summary>, MergeError> {
+    let mut parts: Vec<Summary> = Vec::new();
+    for folder in folders {
+        let summary = Summary::read(folder)?;
+        for other in &parts {
+            if other.engines != summary.engines {
+                return Err(MergeError::Different { path: folder.clone(), what: "engines" });
+            }
+            if other.seed == summary.seed && overlap(&other.shards, &summary.shards) {
+                return Err(MergeError::Twice { path: folder.clone(), seed: summary.seed });
+            }
+        }
+        parts.push(summary);
+    }
+    Ok(parts)
 }
 
-fn copy_cases(folder: &Path, out: &Path) -> Result<(), MergeError> {
+/// Whether some case is in a shard of both sets.
+fn overlap(left: &BTreeSet<String>, right: &BTreeSet<String>) -> bool {
+    let shard = |name: &str| {
+        let (part, of) = name.split_once('/')?;
+        Some((part.parse::<u64>().ok()?, of.parse::<u64>().ok().filter(|of| *of > 0)?))
+    };
+    // Numbers with one remainder by m and another by n meet if the remainders agree by both.
+    left.iter().any(|left| {
+        right.iter().any(|right| match (shard(left), shard(right)) {
+            (Some((part, of)), Some((other_part, other_of))) => {
+                let common = common_divisor(of, other_of);
+                part % common == other_part % common
+            }
+            _ => left == right,
+        })
+    })
+}
+
+fn common_divisor(left: u64, right: u64) -> u64 {
+    if right == 0 { left } else { common_divisor(right, left % right) }
+}
+
+fn copy_cases(folder: &Path, target: &Folder) -> Result<(), MergeError> {
     for entry in fs::read_dir(folder).map_err(at(folder))? {
         let path = entry.map_err(at(folder))?.path();
-        let Some(name) = path.file_name() else { continue };
-        let target = out.join(name);
-        if path.extension().is_some_and(|extension| extension == "case") && !target.exists() {
-            fs::copy(&path, &target).map_err(at(&path))?;
+        let Some(name) = path.file_name().and_then(OsStr::to_str) else { continue };
+        if name.ends_with(".case") && !target.path().join(name).exists() {
+            target.write(name, &fs::read(&path).map_err(at(&path))?)?;
         }
     }
     Ok(())
 }
 
-fn join(first: Summary, second: Summary) -> Summary {
-    let (cases, seconds) = (first.cases + second.cases, first.seconds + second.seconds);
-    let form_counts = sum(first.form_counts, second.form_counts);
-    let weighted = |left: f64, right: f64| {
-        left * share(first.cases, cases) + right * share(second.cases, cases)
-    };
+/// The sum of two campaigns, the second run behind the first.
+pub(super) fn join(first: Summary, second: Summary) -> Summary {
+    let end = Sample { seconds: first.seconds, cases: first.cases };
+    let mut samples = first.samples;
+    samples.append(end, &second.samples);
+    let mut runs = first.runs;
+    for (name, more) in second.runs {
+        let runs = runs.entry(name).or_default();
+        runs.cases += more.cases;
+        runs.seconds += more.seconds;
+    }
     Summary {
-        cases_per_second_per_core: first
-            .cases_per_second_per_core
-            .iter()
-            .map(|(name, rate)| {
-                let other = second.cases_per_second_per_core.get(name).copied().unwrap_or(*rate);
-                (name.clone(), weighted(*rate, other))
-            })
-            .collect(),
-        programs_reached_end_share: weighted(
-            first.programs_reached_end_share,
-            second.programs_reached_end_share,
-        ),
         engines: first.engines,
         seed: first.seed,
         shards: first.shards.into_iter().chain(second.shards).collect(),
-        seconds,
-        cases,
-        differences: 0,
-        unexplained: 0,
-        forms: form_counts.len() as u64,
+        generator: first.generator,
+        runs,
+        samples,
+        seconds: first.seconds + second.seconds,
+        cases: first.cases + second.cases,
+        compared: first.compared + second.compared,
         forms_in_reach: first.forms_in_reach.max(second.forms_in_reach),
-        mnemonics: mnemonics(&form_counts),
         reached_end: first.reached_end + second.reached_end,
+        programs_reached_end: first.programs_reached_end + second.programs_reached_end,
         refused: sum(first.refused, second.refused),
         changed_and_rerun: first.changed_and_rerun + second.changed_and_rerun,
         traced: first.traced + second.traced,
-        compared: first.compared + second.compared,
         plausible: first.plausible + second.plausible,
         only_undefined: first.only_undefined + second.only_undefined,
         events_applied: first.events_applied + second.events_applied,
+        actions: sum(first.actions, second.actions),
         kinds: sum(first.kinds, second.kinds),
         stops: sum(first.stops, second.stops),
         clusters: join_clusters(first.clusters, second.clusters),
         forms_not_run: &first.forms_not_run & &second.forms_not_run,
-        form_counts,
+        form_counts: sum(first.form_counts, second.form_counts),
+        ..Summary::default()
     }
-}
-
-/// How many mnemonics there are among forms, whose first word they are.
-fn mnemonics(forms: &BTreeMap<String, u64>) -> u64 {
-    let first_word = |form: &String| form.split(' ').next().unwrap_or_default().to_owned();
-    forms.keys().map(first_word).collect::<BTreeSet<_>>().len() as u64
+    .derived()
 }
 
 fn sum(mut left: BTreeMap<String, u64>, right: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
@@ -144,8 +161,7 @@ fn sum(mut left: BTreeMap<String, u64>, right: BTreeMap<String, u64>) -> BTreeMa
     left
 }
 
-/// Clusters with one key are one cluster; the shorter name of the two cases is arbitrary, so the
-/// first stays.
+/// Clusters with one key are one cluster; which of the two cases it keeps is arbitrary, so the first stays.
 fn join_clusters(mut left: Vec<ClusterRecord>, right: Vec<ClusterRecord>) -> Vec<ClusterRecord> {
     let key = |cluster: &ClusterRecord| (cluster.key(), cluster.accepted.is_some());
     for cluster in right {
@@ -154,9 +170,14 @@ fn join_clusters(mut left: Vec<ClusterRecord>, right: Vec<ClusterRecord>) -> Vec
                 other.count += cluster.count;
                 other.first_case = other.first_case.min(cluster.first_case);
                 other.first_seconds = other.first_seconds.min(cluster.first_seconds);
+                if other.case.is_none() {
+                    other.case = cluster.case;
+                    other.instructions = cluster.instructions;
+                }
             }
             None => left.push(cluster),
         }
     }
+    left.sort_by_key(key);
     left
 }

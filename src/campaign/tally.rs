@@ -1,8 +1,11 @@
 //! What a campaign counts, so that one can see whether it looked at anything.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::mem::take;
 
-use crate::case::Stop;
+use super::findings::{FindingKey, Seen};
+use crate::case::{Action, Stop};
 use crate::generate::{FormId, Program, ProgramKind};
 use crate::oracle::judge::Cost;
 
@@ -35,6 +38,10 @@ pub struct Tally {
     pub stops: StopCounts,
     /// Events applied.
     pub events_applied: u64,
+    /// What the host did in them, by kind.
+    pub actions: BTreeMap<&'static str, u64>,
+    /// How often each distinct difference was seen.
+    pub seen: BTreeMap<FindingKey, Seen>,
     /// Cost of each engine, silicon first.
     pub costs: Vec<Cost>,
 }
@@ -64,10 +71,10 @@ impl FormCounts {
         &mut self.0[index]
     }
 
-    fn add_all(&mut self, other: &Self) {
+    fn add_all(&mut self, other: &mut Self) {
         self.0.resize(self.0.len().max(other.0.len()), 0);
-        for (count, more) in self.0.iter_mut().zip(&other.0) {
-            *count += more;
+        for (count, more) in self.0.iter_mut().zip(&mut other.0) {
+            *count += std::mem::take(more);
         }
     }
 }
@@ -119,9 +126,13 @@ impl Tally {
         }
     }
 
-    /// Counts silicon's outcome of a program.
-    pub fn outcome(&mut self, program: &Program, stop: Stop, events_applied: usize) {
+    /// Counts silicon's outcome of a program; whether it came to its end.
+    pub fn outcome(&mut self, program: &Program, stop: Stop, events_applied: usize) -> bool {
         self.events_applied += events_applied as u64;
+        for action in program.case.events[..events_applied].iter().flat_map(|event| &event.actions)
+        {
+            *self.actions.entry(kind_of(action)).or_default() += 1;
+        }
         self.stops.add(stop, 1);
         let at_end = stop == Stop::Halt && events_applied == program.case.events.len();
         if at_end {
@@ -129,30 +140,78 @@ impl Tally {
             self.programs_reached_end += u64::from(program.kind != ProgramKind::Raw);
             self.forms.add(&program.always_executed);
         }
+        at_end
     }
 
-    /// Adds another worker's counts.
-    pub fn add(&mut self, other: Self) {
-        self.cases += other.cases;
-        self.compared += other.compared;
-        self.reached_end += other.reached_end;
-        self.programs_reached_end += other.programs_reached_end;
-        self.traced += other.traced;
-        self.changed_and_rerun += other.changed_and_rerun;
-        self.only_undefined += other.only_undefined;
-        self.plausible += other.plausible;
-        self.events_applied += other.events_applied;
-        add_counts(&mut self.kinds, other.kinds);
-        add_counts(&mut self.refused, other.refused);
-        self.forms.add_all(&other.forms);
-        for (stop, count) in other.stops.0 {
+    /// Moves another's counts into these, and keeps its memory for the next ones.
+    pub fn take_from(&mut self, other: &mut Self) {
+        let Self {
+            cases,
+            kinds,
+            compared,
+            reached_end,
+            programs_reached_end,
+            forms,
+            refused,
+            traced,
+            changed_and_rerun,
+            only_undefined,
+            plausible,
+            stops,
+            events_applied,
+            actions,
+            seen,
+            costs,
+        } = other;
+        for (count, more) in [
+            (&mut self.cases, cases),
+            (&mut self.compared, compared),
+            (&mut self.reached_end, reached_end),
+            (&mut self.programs_reached_end, programs_reached_end),
+            (&mut self.traced, traced),
+            (&mut self.changed_and_rerun, changed_and_rerun),
+            (&mut self.only_undefined, only_undefined),
+            (&mut self.plausible, plausible),
+            (&mut self.events_applied, events_applied),
+        ] {
+            *count += take(more);
+        }
+        add_counts(&mut self.kinds, take(kinds));
+        add_counts(&mut self.refused, take(refused));
+        add_counts(&mut self.actions, take(actions));
+        self.forms.add_all(forms);
+        for (stop, count) in take(&mut stops.0) {
             self.stops.add(stop, count);
         }
-        self.costs.resize(self.costs.len().max(other.costs.len()), Cost::default());
-        for (cost, more) in self.costs.iter_mut().zip(other.costs) {
+        for (key, more) in take(seen) {
+            self.see(key, more);
+        }
+        self.costs.resize(self.costs.len().max(costs.len()), Cost::default());
+        for (cost, more) in self.costs.iter_mut().zip(take(costs)) {
             cost.cases += more.cases;
             cost.time += more.time;
         }
+    }
+
+    /// Counts what was seen of a distinct difference.
+    pub(super) fn see(&mut self, key: FindingKey, more: Seen) {
+        match self.seen.entry(key) {
+            Entry::Occupied(mut known) => known.get_mut().add(more),
+            Entry::Vacant(place) => drop(place.insert(more)),
+        }
+    }
+}
+
+/// What a host does, in one word.
+fn kind_of(action: &Action) -> &'static str {
+    match action {
+        Action::Write { .. } => "write",
+        Action::Map(_) => "map",
+        Action::Unmap(_) => "unmap",
+        Action::Protect { .. } => "protect",
+        Action::Alias { .. } => "alias",
+        Action::Remap { .. } => "remap",
+        Action::ExitRequest => "exit request",
     }
 }
 

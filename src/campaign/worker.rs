@@ -1,15 +1,18 @@
 //! One thread of a campaign.
 
 use std::io;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use arbitrary::Unstructured;
 
+use super::findings::Seen;
+use super::folder::FileError;
+use super::pairs::{MnemonicPairs, Pair};
 use super::{MakeJudge, Shared, Tally};
 use crate::engine::Engine;
-use crate::generate::{Program, ProgramKind, choices};
-use crate::oracle::judge::{EngineVerdict, Judge, Verdict};
+use crate::generate::{Generator, Program, ProgramKind, choices};
+use crate::oracle::judge::{EngineVerdict, Finding, Judge, Verdict};
 use crate::os::pin_to_nth_cpu;
 
 /// One case in this many is made of raw bytes.
@@ -19,14 +22,36 @@ const RAW_ONE_IN: u64 = 8;
 const TRACE_ONE_IN: u64 = 64;
 /// Instructions traced at most.
 const TRACE_STEPS: u64 = 1024;
-/// Cases after which a worker's counts are shown.
-const REPORT_EVERY: u64 = 256;
+/// A lease of slow cases is reported in parts.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Worker<'a> {
     shared: &'a Shared<'a>,
+    index: usize,
     judge: Judge,
+    /// What was counted since the last report, …
     tally: Tally,
+    /// … and the pairs of mnemonics that were new, …
+    new_pairs: Vec<Pair>,
+    /// … to this worker.
+    pairs: MnemonicPairs,
     buffer: Vec<u8>,
+}
+
+/// Case `number` of a seed.
+pub(super) fn generate(
+    generator: &Generator,
+    seed: u64,
+    number: u64,
+    buffer: &mut Vec<u8>,
+) -> Program {
+    choices(seed, number, buffer);
+    let mut unstructured = Unstructured::new(buffer);
+    if number % RAW_ONE_IN == RAW_ONE_IN - 1 {
+        generator.raw(&mut unstructured)
+    } else {
+        generator.program(&mut unstructured)
+    }
 }
 
 impl<'a> Worker<'a> {
@@ -39,41 +64,50 @@ impl<'a> Worker<'a> {
         if let Err(error) = pin_to_nth_cpu(index) {
             tracing::warn!("a worker cannot be tied to one CPU: {error}");
         }
-        Ok(Self { shared, judge: make_judge()?, tally: Tally::default(), buffer: Vec::new() })
+        let judge = make_judge()?;
+        let (tally, pairs) = (Tally::default(), MnemonicPairs::default());
+        Ok(Self { shared, index, judge, tally, new_pairs: Vec::new(), pairs, buffer: Vec::new() })
     }
 
-    pub(super) fn work(mut self) -> io::Result<()> {
-        while let Some(number) = self.shared.next() {
-            let program = self.generate(number);
-            self.tally.program(&program);
-            self.judge_program(number, &program)?;
-            if self.tally.cases.is_multiple_of(REPORT_EVERY) {
-                self.report();
+    /// Judges cases until there are no more, or no time for them. If one fails, it and those since the
+    /// last report count as not begun.
+    pub(super) fn work(mut self) -> Result<(), FileError> {
+        while let Some(lease) = self.shared.lease(self.index) {
+            let mut reported = Instant::now();
+            for position in lease.clone() {
+                let now = Instant::now();
+                let over = self.shared.is_over(now);
+                if over || now - reported >= REPORT_EVERY {
+                    self.report(position);
+                    reported = now;
+                }
+                if over {
+                    return Ok(());
+                }
+                self.judge_case(self.shared.plan.number(position))?;
             }
+            self.report(lease.end);
         }
-        self.tally.costs = self.judge.costs.clone();
-        self.report();
         Ok(())
     }
 
-    fn generate(&mut self, number: u64) -> Program {
-        choices(self.shared.plan.seed, number, &mut self.buffer);
-        let mut unstructured = Unstructured::new(&self.buffer);
-        if number % RAW_ONE_IN == RAW_ONE_IN - 1 {
-            self.shared.generator.raw(&mut unstructured)
-        } else {
-            self.shared.generator.program(&mut unstructured)
-        }
+    fn judge_case(&mut self, number: u64) -> Result<(), FileError> {
+        let shared = self.shared;
+        let program = generate(&shared.generator, shared.plan.seed, number, &mut self.buffer);
+        self.tally.program(&program);
+        self.judge_program(number, &program)
     }
 
-    fn judge_program(&mut self, number: u64, program: &Program) -> io::Result<()> {
+    fn judge_program(&mut self, number: u64, program: &Program) -> Result<(), FileError> {
         match self.judge.judge_quickly(&program.case) {
             Verdict::Unjudged(unsupported) => {
                 let name = self.judge.silicon.name();
                 self.tally.refuse(&format!("{name}: {}", unsupported.what));
             }
             Verdict::Judged { silicon, engines } => {
-                self.tally.outcome(program, silicon.stop, silicon.events_applied);
+                if self.tally.outcome(program, silicon.stop, silicon.events_applied) {
+                    self.pair_up(program);
+                }
                 for (index, verdict) in engines.into_iter().enumerate() {
                     self.note(number, index, verdict)?;
                 }
@@ -83,7 +117,20 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn note(&mut self, number: u64, index: usize, verdict: EngineVerdict) -> io::Result<()> {
+    /// Notes which mnemonics were executed one behind the other.
+    fn pair_up(&mut self, program: &Program) {
+        let forms = self.shared.generator.forms();
+        let mnemonics =
+            program.always_executed.iter().map(|form| forms[usize::from(form.0)].code.mnemonic());
+        for (first, second) in mnemonics.clone().zip(mnemonics.skip(1)) {
+            let pair = Pair::new(first, second);
+            if self.pairs.add(pair) {
+                self.new_pairs.push(pair);
+            }
+        }
+    }
+
+    fn note(&mut self, number: u64, index: usize, verdict: EngineVerdict) -> Result<(), FileError> {
         self.tally.compared += u64::from(!matches!(verdict, EngineVerdict::Unsupported(_)));
         match verdict {
             EngineVerdict::Agrees => {}
@@ -95,20 +142,32 @@ impl<'a> Worker<'a> {
             EngineVerdict::Differs { findings, .. } => {
                 self.tally.only_undefined += u64::from(findings.is_empty());
                 for finding in findings {
-                    if self.shared.plan.stop_at_first && finding.accepted.is_none() {
-                        self.shared.progress.stop.store(true, Ordering::Relaxed);
-                    }
-                    let engine = self.judge.engines[index].as_mut();
-                    self.shared.findings.note(
-                        number,
-                        finding,
-                        (&mut self.judge.silicon, engine),
-                        self.shared.plan,
-                    )?;
+                    self.note_finding(number, index, &finding)?;
                 }
             }
         }
         Ok(())
+    }
+
+    fn note_finding(
+        &mut self,
+        number: u64,
+        index: usize,
+        finding: &Finding,
+    ) -> Result<(), FileError> {
+        let shared = self.shared;
+        if shared.plan.stop_at_first && finding.accepted.is_none() {
+            shared.progress.stop.store(true, Ordering::Relaxed);
+        }
+        let seen = Seen {
+            count: 1,
+            first_case: number,
+            first_seconds: shared.seconds(),
+            accepted: finding.row_names(),
+        };
+        self.tally.see((finding.key.clone(), finding.accepted.is_some()), seen);
+        let engine = self.judge.engines[index].as_mut();
+        shared.findings.note(finding, (&mut self.judge.silicon, engine), shared.folder)
     }
 
     fn look_for_changed_code(&mut self, number: u64, program: &Program) {
@@ -122,14 +181,17 @@ impl<'a> Worker<'a> {
         self.tally.changed_and_rerun += u64::from(changed);
     }
 
-    /// Adds this worker's counts to those of all.
-    fn report(&mut self) {
-        let tally = std::mem::take(&mut self.tally);
+    /// Adds this worker's counts to those of all: they are those of its cases before `position`.
+    fn report(&mut self, position: u64) {
+        self.tally.costs = self.judge.costs.iter_mut().map(std::mem::take).collect();
+        let mut books = self.shared.books();
+        books.leases.done(self.index, position);
+        books.tally.take_from(&mut self.tally);
+        for pair in self.new_pairs.drain(..) {
+            books.pairs.add(pair);
+        }
         let progress = self.shared.progress;
-        progress.cases.fetch_add(tally.cases, Ordering::Relaxed);
-        let mut all = self.shared.tally.lock().unwrap_or_else(PoisonError::into_inner);
-        all.add(tally);
-        progress.forms.store(all.forms.iter().count() as u64, Ordering::Relaxed);
+        progress.cases.store(books.cases_before + books.tally.cases, Ordering::Relaxed);
         let (differences, unexplained) = self.shared.findings.counts();
         progress.differences.store(differences, Ordering::Relaxed);
         progress.unexplained.store(unexplained, Ordering::Relaxed);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use tregion::campaign::{self, Plan, Progress};
+use tregion::campaign::{Campaign, Plan, Progress};
 
 use super::output::print;
 use super::{Failure, Found, engines};
@@ -18,10 +18,10 @@ pub(super) struct Arguments {
     /// Engines to compare; `silicon` is the judge and has to be among them
     #[arg(long, value_delimiter = ',', default_value = DEFAULT_ENGINES)]
     engines: Vec<String>,
-    /// Seconds to run
+    /// Seconds to run, from now on
     #[arg(long, default_value_t = 60, conflicts_with = "cases")]
     seconds: u64,
-    /// Cases to run, instead of a time
+    /// Cases to run in all, instead of a time
     #[arg(long)]
     cases: Option<u64>,
     /// Which cases: the same seed makes the same cases
@@ -36,7 +36,7 @@ pub(super) struct Arguments {
     /// End with the first difference that is not a known one
     #[arg(long)]
     stop_at_first: bool,
-    /// Folder for the cases of differences and for summary.json
+    /// Folder for the cases of differences and for summary.json; a campaign that is there goes on
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// File for the figures as JSON
@@ -77,16 +77,23 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
         cases: arguments.cases,
         workers,
         out: arguments.out.clone(),
+        save_every: Plan::SAVE_EVERY,
         stop_at_first: arguments.stop_at_first,
     };
+    let campaign = Campaign::open(&plan)?;
+    if let (Some(earlier), Some(out)) = (campaign.earlier(), &plan.out) {
+        let (cases, seconds) = (earlier.cases, earlier.seconds);
+        eprintln!("{}: going on behind {cases} cases in {seconds:.0} s", out.display());
+    }
+    let cases_before = campaign.earlier().map_or(0, |earlier| earlier.cases);
     let progress = Arc::new(Progress::default());
     let stopped = Arc::clone(&progress);
     ctrlc::set_handler(move || stopped.stop.store(true, Ordering::Relaxed))?;
     let done = AtomicBool::new(false);
     let summary = std::thread::scope(|scope| {
-        scope.spawn(|| show(&plan, &progress, &done));
+        scope.spawn(|| show(&plan, &progress, cases_before, &done));
         let _ended = SetOnDrop(&done);
-        campaign::run(&plan, &|| engines::judge(&names), &progress)
+        campaign.run(&|| engines::judge(&names), &progress)
     })?;
     if let Some(file) = &arguments.json {
         let text = serde_json::to_string_pretty(&summary)? + "\n";
@@ -111,8 +118,8 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-/// Draws the progress until `done`.
-fn show(plan: &Plan, progress: &Progress, done: &AtomicBool) {
+/// Draws the progress of a campaign that had come to `cases_before`, until `done`.
+fn show(plan: &Plan, progress: &Progress, cases_before: u64, done: &AtomicBool) {
     let length = plan.cases.or(plan.time.map(|time| time.as_secs()));
     let bar = length.map_or_else(ProgressBar::no_length, ProgressBar::new);
     let style = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {msg}");
@@ -120,11 +127,11 @@ fn show(plan: &Plan, progress: &Progress, done: &AtomicBool) {
     let start = Instant::now();
     while !done.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(100));
-        let cases = progress.cases.load(Ordering::Relaxed);
+        let cases = progress.cases.load(Ordering::Relaxed).max(cases_before);
         bar.set_position(if plan.cases.is_some() { cases } else { start.elapsed().as_secs() });
         bar.set_message(format!(
             "{cases} cases, {:.0}/s, {} differences ({} unexplained), {} forms",
-            cases as f64 / start.elapsed().as_secs_f64(),
+            (cases - cases_before) as f64 / start.elapsed().as_secs_f64(),
             progress.differences.load(Ordering::Relaxed),
             progress.unexplained.load(Ordering::Relaxed),
             progress.forms.load(Ordering::Relaxed),

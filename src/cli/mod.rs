@@ -9,6 +9,7 @@ mod fuzz;
 mod merge;
 mod output;
 mod replay;
+mod report;
 
 use std::fmt;
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ enum Command {
     Minimize(replay::MinimizeArguments),
     /// Join the folders of several campaigns
     Merge(merge::Arguments),
+    /// Make a page of a campaign's folder, to be read in a browser
+    Report(report::Arguments),
     /// Make a case of an input of a fuzz target, such as a crash file, or an input of a case
     Convert(convert::Arguments),
     /// List the engines, their versions and what they lack
@@ -70,6 +73,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Replay(arguments) => replay::replay(&arguments),
         Command::Minimize(arguments) => replay::minimize(&arguments),
         Command::Merge(arguments) => merge::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),
         Command::Engines => engines::list(),
         Command::Exec(arguments) => exec::run(&arguments),
