@@ -1,9 +1,6 @@
 //! Counters that LibAFL takes for coverage: those that the compiler has put into `tregion`, and one for each pair
 //! of an event and what it met.
-#![allow(
-    unsafe_code,
-    reason = "data in a section by name, and memory that compiled code writes to"
-)]
+#![allow(unsafe_code, reason = "data in a section by name, memory that compiled code writes")]
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
