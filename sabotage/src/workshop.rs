@@ -8,14 +8,15 @@ use tregion_mutants::{Patch, Scratch, cargo, output};
 use crate::bug::Test;
 
 /// What a build of the command line and of the tests takes.
-const PARTS: [&str; 11] = [
+const PARTS: [&str; 12] = [
     "src",
     "tests",
     "benches",
     "examples",
     "corpora",
     "docs",
-    "mutants",
+    "mutants/src",
+    "mutants/Cargo.toml",
     "Cargo.toml",
     "Cargo.lock",
     "README.md",

@@ -10,7 +10,14 @@ use super::mutant::Mutant;
 
 const FLAGS: &str = "--cfg loom --cfg crossbeam_loom --cfg crossbeam_sanitize";
 /// What a build of the models takes.
-const PARTS: [&str; 5] = ["src/code", "loom/src", "loom/Cargo.toml", "loom/Cargo.lock", "mutants"];
+const PARTS: [&str; 6] = [
+    "src/code",
+    "loom/src",
+    "loom/Cargo.toml",
+    "loom/Cargo.lock",
+    "mutants/src",
+    "mutants/Cargo.toml",
+];
 
 /// Folders under `target/loom`.
 #[derive(Debug)]
