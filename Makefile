@@ -7,19 +7,25 @@ SEED ?= 1
 OUT ?= campaign
 PAGE ?= $(OUT)/report.html
 SECONDS_MODEL ?= 600
+RUNTIME ?= libfuzzer
 
-.PHONY: help deps build campaign report test check loom loom-deep sabotage sabotage-document fuzz-smoke corpus regions-record plots clean
+# Bugs that `make test` seeds: in the translator, in memory, in regions, in the run loop.
+SABOTAGE_QUICK = flags-lost-in-probe alias-not-watched adopts-other-bytes trap-lost-behind-an-assist
+
+.PHONY: help deps build campaign report test check loom loom-deep sabotage sabotage-document fuzz-smoke test-cluster-build test-launcher corpus regions-record plots clean
 
 help:
 	@echo "make campaign    build, then compare the JIT and Unicorn with this processor for $(SECONDS_CAMPAIGN) s"
 	@echo "make report      $(PAGE), a page about the campaign in $(OUT)"
-	@echo "make test        all tests"
+	@echo "make test        all tests, and some deliberate bugs in the JIT, each of which a campaign must find"
 	@echo "make check       formatting, lints, documentation"
 	@echo "make loom        models of the code cache's protocols, and the faults seeded in them"
 	@echo "make loom-deep   the models with no bound on preemptions, for $(SECONDS_MODEL) s each at most"
-	@echo "make sabotage    deliberate bugs in the JIT, each of which a campaign must find (ONLY=name for one)"
+	@echo "make sabotage    all the deliberate bugs (ONLY=name for one)"
 	@echo "make sabotage-document  docs/sabotage.md, of what it has found"
-	@echo "make fuzz-smoke  each cargo-fuzz target for 20 s (needs a nightly toolchain)"
+	@echo "make fuzz-smoke  each cargo-fuzz target for 20 s (needs a nightly toolchain; RUNTIME=libafl: under LibAFL's)"
+	@echo "make test-cluster-build  the targets as ClusterFuzzLite and OSS-Fuzz build and run them, without a container"
+	@echo "make test-launcher  two LibAFL brokers on loopback that pass inputs to each other (needs a nightly toolchain)"
 	@echo "make corpus      corpora/fuzz of what the fuzz targets have found, merged and minimised"
 	@echo "make regions-record  what translation regions cost on this machine, into benches/record"
 	@echo "make plots       draws that, for docs/decisions/0005-translation-regions.md"
@@ -41,6 +47,7 @@ report: build
 
 test: deps
 	$(CARGO) test --release
+	$(CARGO) run --quiet --locked --manifest-path sabotage/Cargo.toml -- $(SABOTAGE_QUICK)
 
 check: deps
 	$(CARGO) fmt --all --check
@@ -61,7 +68,13 @@ sabotage-document: deps
 	$(CARGO) run --quiet --locked --manifest-path sabotage/Cargo.toml -- --document
 
 fuzz-smoke: deps
-	@sh tests/fuzz-smoke.sh
+	@RUNTIME=$(RUNTIME) sh tests/fuzz-smoke.sh
+
+test-cluster-build: deps
+	@sh tests/cluster-build.sh
+
+test-launcher: deps
+	cd fuzz/launcher && $(CARGO) +nightly test --release --locked --target x86_64-unknown-linux-gnu
 
 corpus: deps
 	@sh tests/fuzz-corpus.sh
@@ -74,4 +87,4 @@ plots: deps
 
 clean:
 	$(CARGO) clean
-	rm -rf fuzz/target loom/target sabotage/target
+	rm -rf fuzz/target fuzz/libafl/target fuzz/launcher/target loom/target sabotage/target

@@ -5,6 +5,11 @@ set -eu
 cd "$(dirname "$0")/.."
 . tests/fuzz-tools.sh
 
+if [ "$RUNTIME" != libfuzzer ]; then
+    echo "$0: only libFuzzer can merge by what each input reaches (-set_cover_merge)" >&2
+    exit 2
+fi
+
 # For each target, and bytes for each file.
 most_files=30
 most_bytes=2048
@@ -21,7 +26,7 @@ choose() {
 cargo +nightly fuzz build $build
 for target in $targets; do
     if [ -n "${FUZZ_SECONDS:-}" ]; then
-        fuzz "$target" "fuzz/corpus/$target" -max_total_time="$FUZZ_SECONDS" -verbosity=0
+        fuzz_for "$FUZZ_SECONDS" "$target" "fuzz/corpus/$target" -verbosity=0
     fi
     merged="$(mktemp -d)"
     fuzz "$target" "$merged" -set_cover_merge=1 -max_len="$most_bytes" -verbosity=0

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs each cargo-fuzz target for a while from its seeds: FUZZ_SECONDS each, 20 if not given.
+# Runs each cargo-fuzz target, or FUZZ_TARGETS, for a while from its seeds: FUZZ_SECONDS each, 20 if not given.
 set -eu
 cd "$(dirname "$0")/.."
 . tests/fuzz-tools.sh
@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 seconds="${FUZZ_SECONDS:-20}"
 # shellcheck disable=SC2086
 cargo +nightly fuzz build $build
-for target in $targets; do
-    echo "fuzzing $target for $seconds s"
-    fuzz "$target" "fuzz/corpus/$target" -max_total_time="$seconds" -print_final_stats=1
+for target in ${FUZZ_TARGETS:-$targets}; do
+    echo "fuzzing $target for $seconds s under $RUNTIME"
+    fuzz_for "$seconds" "$target" "fuzz/corpus/$target"
 done

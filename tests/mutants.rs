@@ -4,38 +4,28 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+
+use tregion_mutants::Patch;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Name and file of each patch of a folder, of which there are `least` at least.
-fn patches(folder: &str, least: usize) -> Vec<(String, PathBuf)> {
-    let entries = fs::read_dir(root().join("tests/mutants").join(folder)).unwrap();
-    let paths = entries.map(|entry| entry.unwrap().path());
-    let mut patches: Vec<_> = paths
-        .filter(|path| path.extension().is_some_and(|extension| extension == "patch"))
-        .map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), path))
-        .collect();
-    patches.sort();
+/// The patches of a folder, of which there are `least` at least.
+fn patches(folder: &str, least: usize) -> Vec<Patch> {
+    let patches = Patch::all(&root().join("tests/mutants").join(folder)).unwrap();
     assert!(patches.len() >= least, "the walk finds the patches of {folder}");
     patches
 }
 
-fn of_models() -> Vec<(String, PathBuf)> {
+fn of_models() -> Vec<Patch> {
     patches("loom", 30)
 }
 
-fn of_the_engine() -> Vec<(String, PathBuf)> {
+fn of_the_engine() -> Vec<Patch> {
     patches("engine", 60)
-}
-
-/// The rest of the line of a patch's head that begins with `label`.
-fn head(patch: &str, label: &str) -> Option<String> {
-    let mut lines = patch.lines().take_while(|line| !line.starts_with("--- "));
-    lines.find_map(|line| line.strip_prefix(label)).map(str::to_owned)
 }
 
 fn fail_if(complaints: Vec<String>) {
@@ -45,7 +35,7 @@ fn fail_if(complaints: Vec<String>) {
 #[test]
 fn mutants_apply() {
     let mut complaints = Vec::new();
-    for (name, path) in of_models().into_iter().chain(of_the_engine()) {
+    for Patch { name, path, .. } in of_models().into_iter().chain(of_the_engine()) {
         let mut patch = Command::new("patch");
         patch.args(["--dry-run", "--batch", "--force", "--fuzz=0", "-p1", "--input"]).arg(path);
         let done = patch.current_dir(root()).output().expect("`patch` is installed");
@@ -58,12 +48,12 @@ fn mutants_apply() {
 }
 
 /// What a patch's head lacks that each has.
-fn general_complaints(name: &str, text: &str) -> Vec<String> {
-    let mut complaints = Vec::new();
-    if head(text, "Breaks: ").is_none_or(|what| what.len() < 10) {
+fn general_complaints(patch: &Patch) -> Vec<String> {
+    let (name, mut complaints) = (&patch.name, Vec::new());
+    if patch.head("Breaks: ").is_none_or(|what| what.len() < 10) {
         complaints.push(format!("{name}: no line `Breaks: …`"));
     }
-    let invariant = head(text, "Invariant: ").unwrap_or_default();
+    let invariant = patch.head("Invariant: ").unwrap_or_default();
     let numbered = invariant.len() == 2 && invariant.starts_with('I');
     if !numbered && invariant != "semantics" {
         complaints.push(format!("{name}: no line `Invariant: I…`"));
@@ -74,11 +64,11 @@ fn general_complaints(name: &str, text: &str) -> Vec<String> {
 #[test]
 fn mutants_of_models_say_what_they_break() {
     let mut complaints = Vec::new();
-    for (name, path) in of_models() {
-        let text = fs::read_to_string(path).unwrap();
-        complaints.extend(general_complaints(&name, &text));
-        let caught_by = head(&text, "Caught by: ").unwrap_or_default();
-        if !is_named_by_its_model(&name, &caught_by) {
+    for patch in of_models() {
+        complaints.extend(general_complaints(&patch));
+        let caught_by = patch.head("Caught by: ").unwrap_or_default();
+        let Patch { name, text, .. } = &patch;
+        if !is_named_by_its_model(name, caught_by) {
             complaints.push(format!("{name}: no model `{caught_by}` whose comment names it"));
         }
         if text.matches("\n--- a/src/code/").count() != 1 {
@@ -101,10 +91,10 @@ fn is_named_by_its_model(mutant: &str, model: &str) -> bool {
 #[test]
 fn mutants_of_the_engine_say_what_they_break_and_how_it_shows() {
     let mut complaints = Vec::new();
-    for (name, path) in of_the_engine() {
-        let text = fs::read_to_string(path).unwrap();
-        complaints.extend(general_complaints(&name, &text));
-        match head(&text, "Found by: ") {
+    for patch in of_the_engine() {
+        complaints.extend(general_complaints(&patch));
+        let Patch { name, text, .. } = &patch;
+        match patch.head("Found by: ") {
             Some(test) if test.starts_with("test ") => {
                 let named = test.strip_prefix("test ").and_then(|test| test.split_once("::"));
                 if !named.is_some_and(|(target, name)| is_a_test(target, name)) {

@@ -1,5 +1,7 @@
-//! What the targets share: counters that libFuzzer takes for coverage, and mutation by whole parts of
+//! What the targets share: counters that the fuzzing engine takes for coverage, and mutation by whole parts of
 //! an input.
+//!
+//! The engine is libFuzzer or, in the package `fuzz/libafl`, LibAFL behind the same interface (`cfg(libafl)`).
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -7,14 +9,19 @@ use tregion::properties::{Pairs, Target};
 
 pub use libfuzzer_sys;
 
-/// A counter for each pair; libFuzzer finds them by the section's name and clears them before each run.
-#[unsafe(link_section = "__libfuzzer_extra_counters")]
+/// A counter for each pair; the engine finds them by the section's name and clears them before each run. LibAFL
+/// does not look for libFuzzer's extra ones, and takes all that stands among the compiler's; libFuzzer would miss
+/// the places in the code that belong to those. Nothing in the program reads them, so the compiler is told that
+/// they are used.
+#[used]
+#[cfg_attr(libafl, unsafe(link_section = "__sancov_cntrs"))]
+#[cfg_attr(not(libafl), unsafe(link_section = "__libfuzzer_extra_counters"))]
 static PAIRS: [AtomicU8; Pairs::COUNT] = [const { AtomicU8::new(0) }; Pairs::COUNT];
 
-/// Of so many mutations one is libFuzzer's own, which knows dictionaries and compared values.
+/// Of so many mutations one is the engine's own, which knows dictionaries and compared values.
 const OWN_ONE_IN: u32 = 4;
 
-/// Tells libFuzzer what a run has met.
+/// Tells the engine what a run has met.
 pub fn count(pairs: &Pairs) {
     pairs.iter().for_each(|index| PAIRS[index].store(1, Ordering::Relaxed));
 }

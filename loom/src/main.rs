@@ -88,7 +88,7 @@ fn run(options: &Options) -> Result<bool, String> {
     let mutants = Mutant::all(&workshop.root, &models)?;
     let wanted_mutants: Vec<&Mutant> = mutants
         .iter()
-        .filter(|mutant| options.wants(&mutant.name) || options.wants(&mutant.caught_by))
+        .filter(|mutant| options.wants(mutant.name()) || options.wants(&mutant.caught_by))
         .collect();
     println!("\n{:<44} {:<52} {:>8} {:>8}", "mutant", "model", "", "seconds");
     let survived = each(&wanted_mutants, |mutant| {
@@ -151,7 +151,7 @@ fn report_mutant(mutant: &Mutant, run: Result<Run, String>) -> bool {
         Ok(run) => ("SURVIVED", run.seconds, None),
         Err(message) => ("BROKEN", 0.0, Some(message)),
     };
-    let (name, model) = (&mutant.name, &mutant.caught_by);
+    let (name, model) = (mutant.name(), &mutant.caught_by);
     println!("{name:<44} {model:<52} {verdict:>8} {seconds:>8.1}");
     if let Some(details) = details {
         println!("{details}");

@@ -1,14 +1,16 @@
 //! [`Hunt`]: a campaign or a test on a program with one bug in it, and what came of it ([`Outcome`]).
 //!
-//! The engine runs in a process of its own, so that a bug that crashes it or hangs it is a difference
-//! as any other is.
+//! The engine runs in a process of its own, so that a bug that crashes it is a difference as any other is.
+//! So is one that hangs it, if the project's own means say so: the engine's watchdog, the worker's time for an
+//! answer, a test's own limit. What is only stopped from here, because it does not end, has found nothing.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tregion_mutants::{Ended, run_within};
 
 use crate::bug::Test;
 use crate::workshop::Workshop;
@@ -18,11 +20,29 @@ const SECONDS: &str = "60";
 /// How long it may take to make the case of one small, and to end.
 const SLACK: Duration = Duration::from_secs(120);
 const LIMIT_TEST: Duration = Duration::from_secs(50);
+/// Stops, as a campaign writes them, that mean a hang: the engine's watchdog ended the guest, or the engine's
+/// process did not answer in its time.
+const HANGS: [&str; 2] = ["time limit", "engine hung"];
+
+/// Whether a bug was found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Verdict {
+    #[default]
+    NotFound,
+    Found,
+    /// By a guest that ran on, or an engine that gave no answer.
+    Hang,
+}
+
+fn found_if(fails: bool) -> Verdict {
+    if fails { Verdict::Found } else { Verdict::NotFound }
+}
 
 /// What is known of a bug.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Outcome {
-    pub(crate) found: bool,
+    pub(crate) verdict: Verdict,
     /// Where it shows, or why it does not.
     pub(crate) what: String,
     /// Cases up to the first that differs; 0 for a test.
@@ -53,6 +73,10 @@ struct Cluster {
 }
 
 impl Outcome {
+    pub(crate) fn is_found(&self) -> bool {
+        self.verdict != Verdict::NotFound
+    }
+
     /// It could not be looked for.
     pub(crate) fn failed(why: String) -> Self {
         Self { what: why, ..Self::default() }
@@ -76,17 +100,20 @@ impl Hunt {
         command.args(["fuzz", "--engines", "silicon,isolated:jit", "--workers", "1"]);
         command.args(["--seconds", SECONDS, "--stop-at-first", "--out"]).arg(&self.folder);
         let limit = Duration::from_secs(60) + SLACK;
-        match self.run(command, limit) {
-            Err(why) => Outcome::failed(why),
-            Ok((None, _)) => Outcome::failed("the campaign does not end".to_owned()),
-            Ok((Some(status), seconds)) => self.read().unwrap_or_else(|why| Outcome {
-                // The judge's process went down with it.
-                found: status.code().is_none(),
-                what: format!("{status}; {why}"),
-                seconds,
-                ..Outcome::default()
-            }),
-        }
+        let Ended { status, seconds } = match self.run(command, limit) {
+            Err(why) => return Outcome::failed(why),
+            Ok(ended) => ended,
+        };
+        let Some(status) = status else {
+            return Outcome::failed("the campaign does not end".to_owned());
+        };
+        self.read().unwrap_or_else(|why| Outcome {
+            // The judge's process went down with it.
+            verdict: found_if(status.code().is_none()),
+            what: format!("{status}; {why}"),
+            seconds,
+            ..Outcome::default()
+        })
     }
 
     fn read(&self) -> Result<Outcome, String> {
@@ -112,42 +139,24 @@ impl Hunt {
         command.args([&test.name, "--exact", "--test-threads=1"]);
         // Those that lie in wait on several threads.
         command.env("TREGION_STRESS_SECONDS", "10");
-        let (found, what, seconds) = match self.run(command, LIMIT_TEST) {
+        let Ended { status, seconds } = match self.run(command, LIMIT_TEST) {
             Err(why) => return Outcome::failed(why),
-            Ok((None, seconds)) => (true, "the test does not end", seconds),
-            Ok((Some(status), seconds)) if status.success() => (false, "the test passes", seconds),
-            Ok((Some(_), seconds)) => (true, "the test fails", seconds),
+            Ok(ended) => ended,
         };
-        Outcome { found, what: what.to_owned(), seconds, ..Outcome::default() }
+        let (fails, what) = match status {
+            None => (false, "the test does not end"),
+            Some(status) if status.success() => (false, "the test passes"),
+            Some(_) => (true, "the test fails"),
+        };
+        let verdict = found_if(fails);
+        Outcome { verdict, what: what.to_owned(), seconds, ..Outcome::default() }
     }
 
-    /// How the command ended, if it did within the limit, and after how many seconds.
-    fn run(
-        &self,
-        mut command: Command,
-        limit: Duration,
-    ) -> Result<(Option<ExitStatus>, f64), String> {
+    /// Runs the command in an empty folder of its own.
+    fn run(&self, mut command: Command, limit: Duration) -> Result<Ended, String> {
         let _ = fs::remove_dir_all(&self.folder);
-        let start = Instant::now();
-        let mut run = || {
-            fs::create_dir_all(&self.folder)?;
-            let log = File::create(self.folder.join("log"))?;
-            command.stdin(Stdio::null()).stderr(log.try_clone()?).stdout(log);
-            let mut child = command.spawn()?;
-            loop {
-                if let Some(status) = child.try_wait()? {
-                    return Ok(Some(status));
-                }
-                if start.elapsed() > limit {
-                    child.kill()?;
-                    child.wait()?;
-                    return Ok(None);
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        };
-        let status = run().map_err(|error: std::io::Error| format!("{command:?}: {error}"))?;
-        Ok((status, start.elapsed().as_secs_f64()))
+        fs::create_dir_all(&self.folder).map_err(|error| format!("{:?}: {error}", self.folder))?;
+        run_within(&mut command, limit, &self.folder.join("log"))
     }
 }
 
@@ -161,8 +170,9 @@ impl Cluster {
             Some((silicon, engine)) => format!("{}: {silicon} / {engine}", self.mnemonic),
             None => format!("{}: {component}", self.mnemonic),
         };
+        let hangs = self.stops.as_ref().is_some_and(|(_, engine)| HANGS.contains(&engine.as_str()));
         Outcome {
-            found: true,
+            verdict: if hangs { Verdict::Hang } else { Verdict::Found },
             what,
             cases: self.first_case + 1,
             seconds: self.first_seconds,

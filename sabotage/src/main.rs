@@ -3,7 +3,8 @@
 //!
 //! With words, the bugs that have one of them in their name; what is known of the others from earlier
 //! runs stays. With `--document` nothing is run: `docs/sabotage.md` is made of what is known. The exit
-//! status is 1 if a bug is not found, or if the sources without a bug differ from silicon.
+//! status is 1 if a bug is not found, or if the sources without a bug differ from silicon, 2 if it could not be
+//! looked for.
 
 mod bug;
 mod hunt;
@@ -50,7 +51,7 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(message) => {
             eprintln!("sabotage: {message}");
-            ExitCode::FAILURE
+            ExitCode::from(2)
         }
     }
 }
@@ -64,9 +65,10 @@ fn run(options: &Options) -> Result<bool, String> {
         report.write_document(&workshop.root)?;
         return Ok(true);
     }
-    let wanted: Vec<&Bug> = bugs.iter().filter(|bug| options.wants(&bug.name)).collect();
-    if wanted.is_empty() {
-        return Err("no bug has that name".to_owned());
+    let wanted: Vec<&Bug> = bugs.iter().filter(|bug| options.wants(bug.name())).collect();
+    let names = |word: &String| bugs.iter().any(|bug| bug.name().contains(word));
+    if let Some(word) = options.words.iter().find(|word| !names(word)) {
+        return Err(format!("no bug has `{word}` in its name"));
     }
     report::print_head();
     let sound = options.words.is_empty().then(|| control(&workshop)).transpose()?;
@@ -78,7 +80,7 @@ fn run(options: &Options) -> Result<bool, String> {
         report.write(&workshop.target)?;
         outcomes.push(outcome);
     }
-    let found = outcomes.iter().filter(|outcome| outcome.found).count();
+    let found = outcomes.iter().filter(|outcome| outcome.is_found()).count();
     println!("{}", report::last_line(&outcomes));
     Ok(found == outcomes.len() && sound.unwrap_or(true))
 }
@@ -88,14 +90,18 @@ fn control(workshop: &Workshop) -> Result<bool, String> {
     workshop.restore()?;
     let program = workshop.build()?;
     let outcome = Hunt::new(workshop, "none").campaign(&program);
-    println!("{:<44} {}", "(no bug)", if outcome.found { &outcome.what } else { "no difference" });
-    Ok(!outcome.found && outcome.cases > 0)
+    println!(
+        "{:<44} {}",
+        "(no bug)",
+        if outcome.is_found() { &outcome.what } else { "no difference" }
+    );
+    Ok(!outcome.is_found() && outcome.cases > 0)
 }
 
 /// What comes of one bug. One that does not apply or does not build is not found.
 fn hunt(workshop: &Workshop, bug: &Bug) -> Outcome {
     let outcome = workshop.restore().and_then(|()| workshop.apply(&bug.patch)).and_then(|()| {
-        let hunt = Hunt::new(workshop, &bug.name);
+        let hunt = Hunt::new(workshop, bug.name());
         match bug.test() {
             Some(test) => workshop.build_test(&test).map(|program| hunt.test(&program, &test)),
             None => workshop.build().map(|program| hunt.campaign(&program)),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::bug::Bug;
-use crate::hunt::Outcome;
+use crate::hunt::{Outcome, Verdict};
 
 /// See the file's head.
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ impl Report {
             Err(_) => Self { machine: String::new(), bugs: BTreeMap::new() },
         };
         report.machine = machine();
-        report.bugs.retain(|name, _| bugs.iter().any(|bug| bug.name == *name));
+        report.bugs.retain(|name, _| bugs.iter().any(|bug| bug.name() == name));
         Ok(report)
     }
 
@@ -51,7 +51,7 @@ impl Report {
             found_by: bug.found_by.clone(),
             outcome: outcome.clone(),
         };
-        self.bugs.insert(bug.name.clone(), entry);
+        self.bugs.insert(bug.name().to_owned(), entry);
     }
 
     pub(crate) fn write(&self, target: &Path) -> Result<(), String> {
@@ -73,10 +73,10 @@ impl Report {
                 number => number.to_string(),
             };
             let (cases, instructions) = (number(outcome.cases), number(outcome.instructions));
-            let found = if outcome.found { "" } else { "**not found** " };
+            let verdict = verdict(outcome);
             let _ = writeln!(
                 text,
-                "| `{name}` | {breaks} | {invariant} | {found}{found_by} | {cases} | {:.1} | \
+                "| `{name}` | {breaks} | {invariant} | {verdict} | {found_by} | {cases} | {:.1} | \
                  {instructions} |",
                 outcome.seconds
             );
@@ -97,12 +97,14 @@ found by the test that the row names. This page is made by `make sabotage-docume
 what the last runs have left in the target folder.
 
 *Cases* and *seconds* are those up to the first difference that is not a known one, the search for its culprit
-included; *size* is the number of instructions that the smallest case found for it executes.
+included; *size* is the number of instructions that the smallest case found for it executes. A *hang* is found by
+the engine's own watchdog, or because the engine's process gave no answer in its time; a campaign or a test that has
+to be stopped from outside has found nothing.
 ";
 
 const TABLE_HEAD: &str = "\
-| bug | what is wrong | breaks | found by | cases | seconds | size |
-|---|---|---|---|---|---|---|";
+| bug | what is wrong | breaks | verdict | found by | cases | seconds | size |
+|---|---|---|---|---|---|---|---|";
 
 pub(crate) fn print_head() {
     println!(
@@ -112,20 +114,32 @@ pub(crate) fn print_head() {
 }
 
 pub(crate) fn print_line(bug: &Bug, outcome: &Outcome) {
-    let Outcome { found, what, cases, seconds, instructions } = outcome;
-    let verdict = if *found { "found" } else { "NOT FOUND" };
-    println!("{:<44} {verdict:<10} {cases:>8} {seconds:>8.1} {instructions:>5}  {what}", bug.name);
+    let Outcome { what, cases, seconds, instructions, .. } = outcome;
+    let verdict = verdict(outcome);
+    println!(
+        "{:<44} {verdict:<10} {cases:>8} {seconds:>8.1} {instructions:>5}  {what}",
+        bug.name()
+    );
 }
 
-/// `sabotage: N bugs, K found, median S s, worst W s`, the times of those that are found.
+fn verdict(outcome: &Outcome) -> &'static str {
+    match outcome.verdict {
+        Verdict::NotFound => "NOT FOUND",
+        Verdict::Found => "found",
+        Verdict::Hang => "hang",
+    }
+}
+
+/// `sabotage: N bugs, K found, H of them by a hang, median S s, worst W s`, the times of those that are found.
 pub(crate) fn last_line(outcomes: &[Outcome]) -> String {
-    let mut times: Vec<f64> =
-        outcomes.iter().filter(|outcome| outcome.found).map(|outcome| outcome.seconds).collect();
+    let found = outcomes.iter().filter(|outcome| outcome.is_found());
+    let mut times: Vec<f64> = found.map(|outcome| outcome.seconds).collect();
+    let hangs = outcomes.iter().filter(|outcome| outcome.verdict == Verdict::Hang).count();
     times.sort_by(f64::total_cmp);
     let median = times.get(times.len() / 2).copied().unwrap_or_default();
     let worst = times.last().copied().unwrap_or_default();
     format!(
-        "sabotage: {} bugs, {} found, median {median:.1} s, worst {worst:.1} s",
+        "sabotage: {} bugs, {} found, {hangs} of them by a hang, median {median:.1} s, worst {worst:.1} s",
         outcomes.len(),
         times.len()
     )

@@ -1,9 +1,11 @@
 //! [`Model`]: one test of the crate, as its source describes it and as it runs.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
+
+use tregion_mutants::run_within;
 
 /// A test in `loom/src/models`.
 #[derive(Debug)]
@@ -104,54 +106,34 @@ pub(crate) fn run(
     deep: Option<u64>,
     limit: Duration,
 ) -> Run {
-    let start = Instant::now();
     let log = test.with_extension(format!("{}.log", name.replace("::", "-")));
-    let status = File::create(&log).ok().and_then(|file| {
-        let mut command = Command::new(test);
-        command.args([&format!("models::{name}"), "--exact", "--nocapture", "--test-threads=1"]);
-        command.args(ignored.then_some("--ignored"));
-        command.env("RUST_BACKTRACE", "0").env_remove("TREGION_LOOM_DEEP");
-        if let Some(seconds) = deep {
-            command.env("TREGION_LOOM_DEEP", seconds.to_string());
-        }
-        command.stdin(Stdio::null()).stderr(file.try_clone().ok()?).stdout(file);
-        wait(&mut command, limit)
-    });
+    let mut command = Command::new(test);
+    command.args([&format!("models::{name}"), "--exact", "--nocapture", "--test-threads=1"]);
+    command.args(ignored.then_some("--ignored"));
+    command.env("RUST_BACKTRACE", "0").env_remove("TREGION_LOOM_DEEP");
+    if let Some(seconds) = deep {
+        command.env("TREGION_LOOM_DEEP", seconds.to_string());
+    }
+    let run = run_within(&mut command, limit, &log);
     let output = String::from_utf8_lossy(&fs::read(&log).unwrap_or_default()).into_owned();
     let explored: Option<Vec<&str>> = output
         .lines()
         .find(|line| line.starts_with("explored "))
         .map(|line| line.split(' ').collect());
+    let status = run.as_ref().map(|run| run.status);
     let ended = match status {
-        None => Ended::NotRun,
-        Some(None) => Ended::TooLate,
-        Some(Some(status)) if status.success() && explored.is_some() => Ended::Passed,
+        Err(_) => Ended::NotRun,
+        Ok(None) => Ended::TooLate,
+        Ok(Some(status)) if status.success() && explored.is_some() => Ended::Passed,
         // 101 is a test that failed; no code at all is a signal, which a panic while unwinding ends in.
-        Some(Some(status)) if matches!(status.code(), Some(101) | None) => Ended::Failed,
-        Some(Some(_)) => Ended::NotRun,
+        Ok(Some(status)) if matches!(status.code(), Some(101) | None) => Ended::Failed,
+        Ok(Some(_)) => Ended::NotRun,
     };
     Run {
         ended,
         executions: explored.as_ref().and_then(|words| words.get(1)?.parse().ok()),
         open: explored.is_some_and(|words| words.last() == Some(&"open")),
-        seconds: start.elapsed().as_secs_f64(),
+        seconds: run.map_or(0.0, |run| run.seconds),
         output,
-    }
-}
-
-/// The exit status, `Some(None)` if it had to be stopped.
-fn wait(command: &mut Command, limit: Duration) -> Option<Option<ExitStatus>> {
-    let start = Instant::now();
-    let mut child = command.spawn().ok()?;
-    loop {
-        if let Some(status) = child.try_wait().ok()? {
-            return Some(Some(status));
-        }
-        if start.elapsed() > limit {
-            child.kill().ok()?;
-            child.wait().ok()?;
-            return Some(None);
-        }
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
