@@ -133,16 +133,24 @@ impl Race {
         &self.name
     }
 
-    /// Measures everyone so often, in turns. A Unicorn that fails is out of the race.
-    pub fn run(mut self, rounds: usize) -> Result<Figure, Failure> {
+    /// Measures everyone so often, in turns. A Unicorn that fails is out of the race; one that has taken
+    /// `patience` in all is out from then on, but what was measured counts.
+    pub fn run(mut self, rounds: usize, patience: Duration) -> Result<Figure, Failure> {
         let (mut native, mut jit, mut unicorn) = (Vec::new(), Vec::new(), Vec::new());
         let mut unicorn_failed = None;
+        let mut waited = Duration::ZERO;
         for _ in 0..rounds.max(1) {
+            if waited > patience {
+                self.unicorn = None;
+            }
             if let Some(contender) = &mut self.native {
                 native.push(contender()?);
             }
             jit.push((self.jit)()?);
-            match self.unicorn.as_mut().map(|contender| contender()) {
+            let begun = Instant::now();
+            let measured = self.unicorn.as_mut().map(|contender| contender());
+            waited += begun.elapsed();
+            match measured {
                 Some(Ok(value)) => unicorn.push(value),
                 Some(Err(error)) => {
                     unicorn_failed = Some(error.to_string());
@@ -175,11 +183,8 @@ impl Spread {
     }
 }
 
-/// Turn by turn; nothing if one of them was not measured each time.
+/// Turn by turn, as long as both were measured.
 fn ratios(above: &[f64], below: &[f64]) -> Vec<f64> {
-    if above.len() != below.len() {
-        return Vec::new();
-    }
     above.iter().zip(below).map(|(above, below)| above / below).collect()
 }
 
@@ -213,12 +218,25 @@ mod tests {
             jit: counting(10.0),
             unicorn: Some(counting(100.0)),
         };
-        let figure = race.run(3).unwrap();
+        let figure = race.run(3, Duration::MAX).unwrap();
         assert_eq!(figure.jit, Spread { median: 12.0, min: 11.0, max: 13.0 });
         assert_eq!(figure.jit_over_native.unwrap().median, 6.0);
         assert_eq!(figure.unicorn_over_jit.unwrap().max, 101.0 / 11.0);
         let mean = geometric_mean(&[figure.clone(), figure], |figure| figure.jit_over_native);
         assert!((mean.unwrap() - 6.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_unicorn_that_takes_too_long_is_measured_once() {
+        let slow = || {
+            std::thread::sleep(Duration::from_millis(2));
+            Ok(20.0)
+        };
+        let race =
+            Race { unicorn: Some(Box::new(slow)), ..Race::of_the_jit("a", "ns", counting(0.0)) };
+        let figure = race.run(3, Duration::from_millis(1)).unwrap();
+        assert_eq!(figure.unicorn_over_jit, Some(Spread { median: 20.0, min: 20.0, max: 20.0 }));
+        assert_eq!((figure.jit.median, figure.unicorn_failed), (2.0, None));
     }
 
     #[test]
@@ -230,7 +248,7 @@ mod tests {
         };
         let race =
             Race { unicorn: Some(Box::new(failing)), ..Race::of_the_jit("a", "ns", counting(0.0)) };
-        let figure = race.run(3).unwrap();
+        let figure = race.run(3, Duration::MAX).unwrap();
         assert_eq!((figure.unicorn, figure.unicorn_over_jit), (None, None));
         assert_eq!(figure.unicorn_failed.as_deref(), Some("no AVX"));
     }

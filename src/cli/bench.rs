@@ -1,13 +1,14 @@
 //! `tregion bench`: figures of the JIT beside this processor itself and Unicorn.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
 use tregion::bench::{self, Effort, Figure, Race, Spread};
 
 use super::output::print;
-use super::{Failure, Found};
+use super::{Failure, Found, bench_plot};
 
 /// What `bench` is given.
 #[derive(Args)]
@@ -24,11 +25,14 @@ pub(super) struct Arguments {
     /// File for the figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// File for a plot of the ratios, as SVG
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
-/// Turns of each race.
-const ROUNDS: usize = 5;
-const ROUNDS_QUICK: usize = 3;
+/// Turns of each race, and how long Unicorn may take in all of them.
+const FULL: (usize, Duration) = (5, Duration::from_secs(120));
+const QUICK: (usize, Duration) = (3, Duration::from_millis(500));
 
 pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
     let output = std::env::temp_dir().join(format!("tregion-bench-{}", std::process::id()));
@@ -40,38 +44,44 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
     let of_unicorn = bench::geometric_mean(&kernels, |figure| figure.unicorn_over_jit);
     print(&mean("the JIT to native", of_jit))?;
     print(&mean("Unicorn to the JIT", of_unicorn))?;
+    let all: Vec<&Figure> = kernels.iter().chain(&services).collect();
+    if let Some(file) = &arguments.svg {
+        write(file, &bench_plot::svg(&all)?)?;
+    }
     if let Some(file) = &arguments.json {
-        let all: Vec<&Figure> = kernels.iter().chain(&services).collect();
         let value = json!({
             "figures": all,
             "geomean_jit_over_native": of_jit,
             "geomean_unicorn_over_jit": of_unicorn,
         });
-        let text = serde_json::to_string_pretty(&value)? + "\n";
-        std::fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))?;
+        write(file, &(serde_json::to_string_pretty(&value)? + "\n"))?;
     }
     Ok(Found::Nothing)
 }
 
+fn write(file: &Path, text: &str) -> Result<(), Failure> {
+    std::fs::write(file, text).map_err(|error| Failure(format!("{}: {error}", file.display())))
+}
+
 /// Figures of what computes, and of everything else.
 fn measure(arguments: &Arguments, output: &Path) -> Result<(Vec<Figure>, Vec<Figure>), Failure> {
-    let (effort, rounds) = match arguments.quick {
-        true => (Effort::Quick, ROUNDS_QUICK),
-        false => (Effort::Full, ROUNDS),
+    let (effort, (rounds, patience)) = match arguments.quick {
+        true => (Effort::Quick, QUICK),
+        false => (Effort::Full, FULL),
     };
     let wanted = |name: &str| arguments.only.as_ref().is_none_or(|word| name.contains(word));
-    let kernels = bench::kernels(&arguments.programs, output, effort)?;
+    let kernels = bench::kernels(&arguments.programs, output, effort, wanted)?;
     let (mut computing, mut others) = (Vec::new(), Vec::new());
     print(&format!(
         "{:<50} {:>10} {:>10} {:>10}    {:>18} {:>20}\n",
         "", "native", "jit", "unicorn", "jit / native", "unicorn / jit"
     ))?;
     let run = |race: Race| -> Result<Figure, Failure> {
-        let figure = race.run(rounds)?;
+        let figure = race.run(rounds, patience)?;
         print(&line(&figure))?;
         Ok(figure)
     };
-    for kernel in kernels.iter().filter(|kernel| wanted(kernel.name())) {
+    for kernel in &kernels {
         let figure = run(kernel.race()?)?;
         if kernel.computes() { &mut computing } else { &mut others }.push(figure);
     }

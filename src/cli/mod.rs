@@ -2,6 +2,7 @@
 //! 2: could not do what was asked, with one sentence on standard error.
 
 mod bench;
+mod bench_plot;
 mod convert;
 mod engines;
 mod exec;
