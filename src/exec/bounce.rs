@@ -34,9 +34,15 @@ impl Operand<'_> {
         (self.address.0 % PAGE_SIZE) as usize
     }
 
-    /// How many of its bytes are in its first page.
-    pub(super) fn split(&self) -> usize {
-        self.size.min(PAGE - self.start())
+    /// Which of its bytes are in its first page and in its second, with what the guest may do there; a
+    /// page that it does not reach is left out.
+    pub(super) fn parts(
+        &self,
+        rights: [Permissions; 2],
+    ) -> impl Iterator<Item = (Range<usize>, Permissions)> + use<> {
+        let split = self.size.min(PAGE - self.start());
+        let parts = [(0..split, rights[0]), (split..self.size, rights[1])];
+        parts.into_iter().filter(|(part, _)| !part.is_empty())
     }
 
     /// The address of one of its bytes.
@@ -90,15 +96,11 @@ impl Vcpu {
         let start = operand.start();
         let (before, rights) = self.fill_slot(core, &operand)?;
         let pointer = self.memory.block().xsave_data_pointer();
-        match self.run_single(core, instruction, Some(start as u32)) {
-            Single::Done => {}
-            Single::None => return Err(lost("an instruction without a translation").into()),
-            Single::Fault(fault) => {
-                if fault.vector == vector::PF && self.reaches_beyond(core, &operand)? {
-                    return Err(not_canonical(instruction).into());
-                }
-                return Err(self.bounce_fault(core, &operand, fault).into());
+        if let Some(fault) = self.try_on_slot(core, &operand)? {
+            if fault.vector == vector::PF && self.reaches_beyond(core, &operand)? {
+                return Err(not_canonical(instruction).into());
             }
+            return Err(self.bounce_fault(core, &operand, fault).into());
         }
         self.fix_data_pointer(pointer, instruction, address.0);
         self.open_slot(start, size)?;
@@ -120,9 +122,22 @@ impl Vcpu {
         let before = self.registers();
         let start = operand.start();
         self.load_slot(start, &[], [Permissions::ReadWrite, Permissions::None])?;
-        let tried = self.run_single(core, instruction, Some(start as u32));
+        let tried = self.try_on_slot(core, operand);
         self.set_registers(&before);
-        Ok(matches!(tried, Single::Fault(_)))
+        Ok(tried?.is_some())
+    }
+
+    /// Runs the instruction at RIP on what is in the slot; the fault that it ends by, if it does.
+    pub(super) fn try_on_slot(
+        &mut self,
+        core: &mut Core,
+        operand: &Operand<'_>,
+    ) -> Result<Option<Fault>, Exit> {
+        match self.run_single(core, operand.instruction, Some(operand.start() as u32)) {
+            Single::Done => Ok(None),
+            Single::Fault(fault) => Ok(Some(fault)),
+            Single::None => Err(lost("an instruction without a translation")),
+        }
     }
 
     /// The registers that an instruction may change, …
@@ -170,12 +185,9 @@ impl Vcpu {
     ) -> Result<(Vec<u8>, [Permissions; 2]), Exit> {
         let rights = slot_rights(core, operand.address);
         let mut bytes = vec![0; operand.size];
-        let split = operand.split();
-        for (part, page) in [(0..split, 0), (split..operand.size, 1)] {
-            if !part.is_empty() && rights[page].read() {
-                let read = core.memory.read(operand.at(part.start), &mut bytes[part]);
-                read.map_err(|error| page_fault(core, error.address, Access::Read))?;
-            }
+        for (part, _) in operand.parts(rights).filter(|(_, rights)| rights.read()) {
+            let read = core.memory.read(operand.at(part.start), &mut bytes[part]);
+            read.map_err(|error| page_fault(core, error.address, Access::Read))?;
         }
         self.load_slot(operand.start(), &bytes, rights)?;
         Ok((bytes, rights))
@@ -215,12 +227,11 @@ impl Vcpu {
         before: &[u8],
         rights: [Permissions; 2],
     ) {
-        let split = operand.split();
         let now = &self.memory.block().slot.0[operand.start()..][..operand.size];
         let masked = is_masked(operand.instruction);
         let changed = |index: usize| !masked || now[index] != before[index];
-        for (part, page) in [(0..split, 0), (split..operand.size, 1)] {
-            if !rights[page].write() || now[part.clone()] == before[part.clone()] {
+        for (part, rights) in operand.parts(rights) {
+            if !rights.write() || now[part.clone()] == before[part.clone()] {
                 continue;
             }
             for part in runs(part, changed) {

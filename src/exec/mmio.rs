@@ -25,8 +25,8 @@ use super::core::Core;
 use super::exit::{Exit, vector};
 use super::hook_context::MemoryAccess;
 use super::shared::Locked;
-use super::step::{Single, Undone};
-use super::vcpu::{Vcpu, lost};
+use super::step::Undone;
+use super::vcpu::Vcpu;
 use crate::code::sync::{Arc, Mutex, PoisonError};
 use crate::guest::{GuestAddress, PAGE_SIZE, Permissions};
 use crate::memory::{AccessError, Backing};
@@ -262,14 +262,14 @@ impl Vcpu {
         let atomic = is_atomic(operand.instruction);
         loop {
             let Some(mut bytes) = self.load_observed(core, operand, &how)? else { return Ok(()) };
-            let before = self.registers();
+            let before = how.writes.then(|| self.registers());
             let pointer = self.memory.block().xsave_data_pointer();
             self.run_on_slot(core, operand, &bytes)?;
             self.fix_data_pointer(pointer, operand.instruction, operand.address.0);
-            if !how.writes {
+            let Some(before) = before else {
                 finish(&mut bytes);
                 return Ok(());
-            }
+            };
             let expected = atomic.then_some(&bytes[..]);
             match self.store_observed(core, operand, &how, &mut finish, expected) {
                 Ok(true) => return Ok(()),
@@ -292,9 +292,7 @@ impl Vcpu {
     ) -> Result<Option<Vec<u8>>, Undone> {
         let mut bytes = vec![0; operand.size];
         let rights = slot_rights(core, operand.address);
-        let split = operand.split();
-        let parts = [(0..split, rights[0]), (split..operand.size, rights[1])];
-        let allowed = parts.iter().all(|(part, rights)| part.is_empty() || how.is_allowed(*rights));
+        let allowed = operand.parts(rights).all(|(_, rights)| how.is_allowed(rights));
         if !how.reads || !(allowed || how.masked) {
             return Ok(Some(bytes));
         }
@@ -306,8 +304,8 @@ impl Vcpu {
             self.read_guest(core, operand.address, &mut bytes)?;
             return Ok(Some(bytes));
         }
-        for (part, _) in parts.iter().filter(|(part, rights)| !part.is_empty() && rights.read()) {
-            self.read_guest(core, operand.at(part.start), &mut bytes[part.clone()])?;
+        for (part, _) in operand.parts(rights).filter(|(_, rights)| rights.read()) {
+            self.read_guest(core, operand.at(part.start), &mut bytes[part])?;
         }
         Ok(Some(bytes))
     }
@@ -345,11 +343,10 @@ impl Vcpu {
     /// Whether the instruction at RIP accesses its operand at all. If not, it is done.
     fn accesses(&mut self, core: &mut Locked<'_>, operand: &Operand<'_>) -> Result<bool, Undone> {
         self.load_slot(operand.start(), &vec![0; operand.size], [Permissions::None; 2])?;
-        match self.run_single(core, operand.instruction, Some(operand.start() as u32)) {
-            Single::Done => Ok(false),
-            Single::None => Err(lost("an instruction without a translation").into()),
-            Single::Fault(fault) if fault.vector == vector::PF => Ok(true),
-            Single::Fault(fault) => Err(self.bounce_fault(core, operand, fault).into()),
+        match self.try_on_slot(core, operand)? {
+            None => Ok(false),
+            Some(fault) if fault.vector == vector::PF => Ok(true),
+            Some(fault) => Err(self.bounce_fault(core, operand, fault).into()),
         }
     }
 
@@ -361,10 +358,9 @@ impl Vcpu {
     ) -> Result<(), Undone> {
         let rights = slot_rights(core, operand.address);
         self.load_slot(operand.start(), bytes, rights)?;
-        match self.run_single(core, operand.instruction, Some(operand.start() as u32)) {
-            Single::Done => Ok(()),
-            Single::None => Err(lost("an instruction without a translation").into()),
-            Single::Fault(fault) => Err(self.bounce_fault(core, operand, fault).into()),
+        match self.try_on_slot(core, operand)? {
+            None => Ok(()),
+            Some(fault) => Err(self.bounce_fault(core, operand, fault).into()),
         }
     }
 }

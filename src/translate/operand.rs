@@ -234,7 +234,7 @@ impl Translator {
                 emitter.constant(register, address);
                 set_memory(moved, gpr64(register), 0, 0);
             }
-        } else if base.is_gpr64() || index.is_gpr64() {
+        } else {
             self.probe_operand(emitter, guest, loans, &|number| homes[usize::from(number)]);
         }
         moved.set_segment_prefix(Register::GS);

@@ -147,7 +147,7 @@ pub(super) fn address_of(instruction: &Instruction) -> Option<Address> {
     }
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
     let wide = |register: Register| register.is_gpr64().then(|| number(register));
-    if !(base.is_gpr64() || index.is_gpr64()) || index.is_gpr32() {
+    if !base.is_gpr64() && !index.is_gpr64() {
         return None;
     }
     Some(Address {
