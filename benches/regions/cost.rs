@@ -5,11 +5,13 @@ use tregion::exec::{Machine, Vcpu};
 use tregion::guest::{GuestAddress, GuestRange};
 
 use crate::Failure;
-use crate::guests::{CODE, HALT, Program, chain, machine, range, run, star};
+use crate::guests::{CODE, HALT, NEIGHBOUR, Program, add, chain, machine, range, run, star};
 use crate::record::{Samples, show};
 
 /// Jumps of a chain, or to one block.
 const JUMPS: [u64; 4] = [1, 10, 100, 1000];
+/// Blocks that are translated before a page is invalidated that has some of them.
+const BLOCKS: u64 = 1000;
 const ROUNDS: usize = 20;
 /// Words of 32 MiB, more than this thread's share of any cache.
 const OTHER: usize = 1 << 22;
@@ -32,6 +34,8 @@ pub(crate) struct Ours {
     vcpu: Vcpu,
     program: Program,
     page: GuestRange,
+    /// Blocks in another region that are translated anew before each sample.
+    neighbour: Option<GuestRange>,
     how: How,
 }
 
@@ -69,7 +73,17 @@ impl Ours {
         program.entries.iter().for_each(|entry| run(&mut vcpu, *entry));
         assert_eq!(machine.figures().chained, jumps, "every jump is chained");
         let page = range(CODE, 1)?;
-        Ok(Self { machine, vcpu, program, page, how })
+        Ok(Self { machine, vcpu, program, page, neighbour: None, how })
+    }
+
+    /// The same with so many blocks in another region that each sample comes after the translation of
+    /// [`BLOCKS`], however many of them it invalidates.
+    fn among(how: How, jumps: u64) -> Result<Self, Failure> {
+        let mut ours = Self::new(how, jumps)?;
+        let program = chain(BLOCKS - jumps);
+        add(&ours.machine, NEIGHBOUR, &program.bytes)?;
+        ours.neighbour = Some(range(NEIGHBOUR, program.bytes.len() as u64)?);
+        Ok(ours)
     }
 
     pub(crate) fn machine(&self) -> &Machine {
@@ -97,6 +111,10 @@ impl Victim for Ours {
     fn prepare(&mut self) -> Result<(), Failure> {
         // Jumps to a block that comes back need not be chained again.
         run(&mut self.vcpu, HALT);
+        if let Some(neighbour) = self.neighbour {
+            self.machine.invalidate(neighbour);
+            run(&mut self.vcpu, NEIGHBOUR);
+        }
         run(&mut self.vcpu, self.program.entries[0]);
         Ok(())
     }
@@ -157,6 +175,8 @@ pub(crate) fn invalidation() -> Result<Value, Failure> {
             let victim = Box::new(Ours::new(how, jumps)?);
             all.push(Series::new(how.name(), jumps, victim));
         }
+        let victim = Box::new(Ours::among(How::RegionSoon, jumps)?);
+        all.push(Series::new("region, of 1000 blocks", jumps, victim));
         #[cfg(feature = "unicorn")]
         for (name, jumps, victim) in crate::unicorn::victims(jumps)? {
             all.push(Series::new(name, jumps, victim));

@@ -7,6 +7,7 @@ use tregion::guest::{GuestAddress, GuestRange, Permissions};
 use crate::Failure;
 
 pub(crate) const CODE: u64 = 0x40_0000;
+pub(crate) const NEIGHBOUR: u64 = 0x48_0000;
 pub(crate) const SPIN: u64 = 0x80_0000;
 pub(crate) const HALT: u64 = 0x88_0000;
 pub(crate) const DATA: u64 = 0x90_0000;
@@ -71,15 +72,18 @@ pub(crate) fn range(at: u64, bytes: u64) -> Result<GuestRange, Failure> {
 /// A machine with a program in one mapping, which is one region, a spinner, a halt, and data.
 pub(crate) fn machine(program: &Program) -> Result<Machine, Failure> {
     let machine = Machine::new(40)?;
-    let bytes = program.bytes.len() as u64;
-    machine.map(range(CODE, bytes)?, Permissions::ReadExecute)?;
-    machine.write(GuestAddress(CODE), &program.bytes)?;
-    machine.map(range(SPIN, 1)?, Permissions::ReadExecute)?;
-    machine.write(GuestAddress(SPIN), &[0xeb, 0xfe])?;
-    machine.map(range(HALT, 1)?, Permissions::ReadExecute)?;
-    machine.write(GuestAddress(HALT), &[0xf4])?;
+    add(&machine, CODE, &program.bytes)?;
+    add(&machine, SPIN, &[0xeb, 0xfe])?;
+    add(&machine, HALT, &[0xf4])?;
     machine.map(range(DATA, 1)?, Permissions::ReadWrite)?;
     Ok(machine)
+}
+
+/// Maps code.
+pub(crate) fn add(machine: &Machine, at: u64, code: &[u8]) -> Result<(), Failure> {
+    machine.map(range(at, code.len() as u64)?, Permissions::ReadExecute)?;
+    machine.write(GuestAddress(at), code)?;
+    Ok(())
 }
 
 /// Runs from `entry` until the guest halts.
