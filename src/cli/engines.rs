@@ -5,7 +5,7 @@ use std::io;
 use clap::Args;
 use tregion::engine::Engine;
 use tregion::engine::isolated::{self, Isolated};
-use tregion::engine::jit::Jit;
+use tregion::engine::jit::{Hooked, Jit};
 use tregion::engine::silicon::Silicon;
 #[cfg(feature = "unicorn")]
 use tregion::engine::unicorn::{Filter, Unicorn};
@@ -24,9 +24,11 @@ pub(super) struct WorkerArguments {
 
 /// The names that [`make`] knows, for messages.
 const KNOWN: &str = if cfg!(feature = "unicorn") {
-    "silicon, jit, unicorn, unicorn:unfiltered, unicorn:in-process, isolated:silicon, isolated:jit"
+    "silicon, jit, jit:memory-hooks, jit:code-hooks, jit:block-hooks, unicorn, unicorn:unfiltered, \
+     unicorn:in-process, isolated:silicon, isolated:jit"
 } else {
-    "silicon, jit, isolated:silicon, isolated:jit (this build has no Unicorn)"
+    "silicon, jit, jit:memory-hooks, jit:code-hooks, jit:block-hooks, isolated:silicon, \
+     isolated:jit (this build has no Unicorn)"
 };
 
 /// What the engine that [`make`] makes of these two is called.
@@ -43,7 +45,7 @@ pub(super) fn title(name: &str, number: usize) -> String {
 pub(super) fn make(name: &str, number: usize) -> io::Result<Box<dyn Engine>> {
     match name {
         "silicon" => Ok(Box::new(Silicon::named(&title(name, number))?)),
-        "jit" => in_process(name),
+        "jit" | "jit:memory-hooks" | "jit:code-hooks" | "jit:block-hooks" => in_process(name),
         "unicorn" => isolated(name, "unicorn:crashing"),
         "unicorn:unfiltered" => isolated(name, name),
         "unicorn:in-process" => in_process("unicorn:in-process"),
@@ -65,7 +67,10 @@ fn isolated(name: &str, served: &str) -> io::Result<Box<dyn Engine>> {
 fn in_process(name: &str) -> io::Result<Box<dyn Engine>> {
     match name {
         "silicon" => Ok(Box::new(Silicon::new()?)),
-        "jit" => Ok(Box::new(Jit::new().map_err(io::Error::other)?)),
+        "jit" => jit(name, Hooked::Nothing),
+        "jit:memory-hooks" => jit(name, Hooked::Memory),
+        "jit:code-hooks" => jit(name, Hooked::Code),
+        "jit:block-hooks" => jit(name, Hooked::Blocks),
         #[cfg(feature = "unicorn")]
         "unicorn:in-process" => Ok(Box::new(Unicorn::new()?)),
         #[cfg(feature = "unicorn")]
@@ -74,6 +79,10 @@ fn in_process(name: &str) -> io::Result<Box<dyn Engine>> {
         "unicorn:unfiltered" => Ok(Box::new(Unicorn::new()?.with_filter(Filter::Nothing))),
         _ => Err(unknown(name)),
     }
+}
+
+fn jit(name: &str, hooked: Hooked) -> io::Result<Box<dyn Engine>> {
+    Ok(Box::new(Jit::hooked(name, hooked).map_err(io::Error::other)?))
 }
 
 fn unknown(name: &str) -> io::Error {

@@ -25,9 +25,23 @@ const WINDOW_BITS: [u32; 2] = [46, 40];
 /// How many machines there are at most.
 const MOST_ROOMS: usize = 8;
 
+/// Hooks that look at everything and do nothing, with which an engine must do as without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Hooked {
+    /// There are none.
+    Nothing,
+    /// Each access to memory is hooked, …
+    Memory,
+    /// … each instruction, …
+    Code,
+    /// … or each arrival of control.
+    Blocks,
+}
+
 /// See the file's head.
 pub struct Jit {
     name: String,
+    hooked: Hooked,
     capabilities: Capabilities,
     memory: CaseMemory,
     backing: Backing,
@@ -55,8 +69,14 @@ struct Room {
 }
 
 impl Room {
-    fn new(window_bits: u32) -> Result<Self, MachineError> {
+    fn new(window_bits: u32, hooked: Hooked) -> Result<Self, MachineError> {
         let machine = Machine::new(window_bits)?;
+        match hooked {
+            Hooked::Nothing => {}
+            Hooked::Memory => drop(machine.hook_memory(.., |_| {}).expect("nothing is mapped")),
+            Hooked::Code => drop(machine.hook_code(.., |_| {}).expect("a range of all")),
+            Hooked::Blocks => drop(machine.hook_blocks(.., |_| {}).expect("a range of all")),
+        }
         let vcpu = machine.vcpu()?;
         Ok(Self { machine, vcpu, present: Vec::new(), used: 0 })
     }
@@ -92,21 +112,24 @@ enum LegEnd {
 impl Jit {
     /// An engine called `jit`.
     pub fn new() -> Result<Self, MachineError> {
-        Self::named("jit")
+        Self::hooked("jit", Hooked::Nothing)
     }
 
-    /// An engine of another name.
-    pub fn named(name: &str) -> Result<Self, MachineError> {
+    /// An engine called `name`, in whose machines everything is hooked.
+    pub fn hooked(name: &str, hooked: Hooked) -> Result<Self, MachineError> {
         let memory = CaseMemory::new()?;
         let size = memory.file().metadata()?.len();
         let backing = Backing::from_file(memory.file().try_clone()?, size)?;
         Ok(Self {
             name: name.to_owned(),
+            hooked,
             capabilities: capabilities(),
             memory,
             backing,
             // Where so large a window cannot be had, under a sanitizer, say, a small one will do.
-            rooms: vec![Room::new(WINDOW_BITS[0]).or_else(|_| Room::new(WINDOW_BITS[1]))?],
+            rooms: vec![
+                Room::new(WINDOW_BITS[0], hooked).or_else(|_| Room::new(WINDOW_BITS[1], hooked))?,
+            ],
             current: 0,
             clock: 0,
             watchdog: Watchdog::start(LEG_LIMIT)?,
@@ -168,7 +191,7 @@ impl Jit {
     /// A room with a small window, if there can be one.
     fn another_room(&mut self) -> usize {
         if self.rooms.len() < MOST_ROOMS {
-            match Room::new(WINDOW_BITS[1]) {
+            match Room::new(WINDOW_BITS[1], self.hooked) {
                 Ok(room) => {
                     self.rooms.push(room);
                     return self.rooms.len() - 1;

@@ -53,7 +53,7 @@ impl Operand<'_> {
 
 /// What an instruction may change of a vCPU, apart from memory.
 pub(super) struct Registers {
-    pc: GuestAddress,
+    pub(super) pc: GuestAddress,
     gpr: [u64; 16],
     rflags: u64,
     xsave: Box<[u8]>,
@@ -228,7 +228,7 @@ impl Vcpu {
         rights: [Permissions; 2],
     ) {
         let now = &self.memory.block().slot.0[operand.start()..][..operand.size];
-        let masked = is_masked(operand.instruction);
+        let masked = leaves_parts(operand.instruction);
         let changed = |index: usize| !masked || now[index] != before[index];
         for (part, rights) in operand.parts(rights) {
             if !rights.write() || now[part.clone()] == before[part.clone()] {
@@ -291,7 +291,19 @@ pub(super) fn is_atomic(instruction: &Instruction) -> bool {
     instruction.has_lock_prefix() || instruction.mnemonic() == Mnemonic::Xchg
 }
 
-/// Whether an instruction leaves parts of its operand alone.
+/// Whether an instruction that stores may leave all or parts of its operand alone: by a mask; of x87, if
+/// an exception that is not masked is put off to the next instruction (Intel SDM volume 1, section
+/// 8.5); FXSAVE, which leaves the end of its area alone (volume 1, section 10.5.1).
+pub(super) fn leaves_parts(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let stores = matches!(
+        instruction.mnemonic(),
+        M::Fst | M::Fstp | M::Fist | M::Fistp | M::Fisttp | M::Fbstp | M::Fxsave | M::Fxsave64
+    );
+    stores || is_masked(instruction)
+}
+
+/// Whether a mask decides which parts of its operand an instruction accesses.
 fn is_masked(instruction: &Instruction) -> bool {
     use Mnemonic as M;
     instruction.has_op_mask()

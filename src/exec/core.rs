@@ -12,6 +12,7 @@ use super::hooks::Hooks;
 use super::mmio::Device;
 use super::signals::Registration;
 use super::trampoline::Prelude;
+use super::trapped::Sites;
 use super::vcpu_memory::{Door, PollCell};
 use crate::code::gate::Gates;
 use crate::code::sync::Arc;
@@ -60,6 +61,8 @@ pub(super) struct Core {
     scratch: usize,
     /// Writes to watched pages.
     pub(super) code_writes: u64,
+    /// Instructions that meet traps.
+    pub(super) sites: Sites,
     pages: CodePages,
     source: Vec<u8>,
     pub(super) cpuid: CpuidModel,
@@ -89,6 +92,7 @@ impl Core {
             door: Door { enter, range },
             scratch: CHUNK_BYTES,
             code_writes: 0,
+            sites: Sites::default(),
             pages: CodePages::default(),
             source: Vec::new(),
             cpuid: CpuidModel::default(),
@@ -148,10 +152,13 @@ impl Core {
                 self.cache.create(span)
             }
         };
+        // Nothing but the code's bytes decides what the block is.
+        let mut as_is;
         let block = loop {
             let checked = pages.iter().any(|page| self.pages.is_checked(*page));
-            // Above the window a block cannot compare its source.
-            let cannot = checked && key.pc.0 >= self.memory.window_end();
+            // Above the window, or where it is trapped, a block cannot compare its source.
+            let beyond = key.pc.0 >= self.memory.window_end();
+            let cannot = checked && (beyond || self.traps(key.pc, most));
             if cannot || (!checked && !self.watch(&pages)) {
                 return Found::Nothing;
             }
@@ -162,16 +169,16 @@ impl Core {
                 return Found::Nothing;
             }
             let Some(span) = self.cache.span(region) else { return Found::Nothing };
-            if !self.hooks.on_code
-                && let Some(revived) = self.cache.revive(region, key, &self.source, checked)
-            {
+            let stops = self.sites.stepped(key.pc, self.source.len() as u64);
+            as_is = !self.hooks.on_code && stops.is_empty();
+            if as_is && let Some(revived) = self.cache.revive(region, key, &self.source, checked) {
                 return self.found(key, revived);
             }
             let block = self.translator.block(&Request {
                 pc: key.pc,
                 code: &self.source,
                 span,
-                stops: &[],
+                stops: &stops,
                 counted: key.counted,
                 checked,
                 single_pass: self.hooks.has_block_hook(key.pc),
@@ -182,7 +189,7 @@ impl Core {
             }
         };
         let (block, checked) = block;
-        let kept = !self.hooks.on_code && !block.truncated;
+        let kept = as_is && !block.truncated;
         let source = kept.then(|| {
             let bytes = self.source[..block.guest_bytes as usize].into();
             Source { bytes, checked }

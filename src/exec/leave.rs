@@ -239,15 +239,19 @@ impl Vcpu {
             return End::Exit(lost("a fault is not in the side table"));
         };
         let refund = translated.instructions - entry.index;
-        let counted = located.block.key.counted;
-        self.pc = located.block.key.pc.wrapping_add(u64::from(entry.guest));
-        self.within = Some((located.block.key.pc, entry.index));
+        let Key { pc: block, counted } = located.block.key;
+        self.pc = block.wrapping_add(u64::from(entry.guest));
+        self.within = Some((block, entry.index));
         self.recover(entry.recovery);
         if counted {
             self.memory.block_mut().budget += i64::from(refund);
         }
         let fault = self.fault(entry.recovery.purpose);
-        self.interpret(core, fault)
+        let end = self.interpret(core, fault);
+        if matches!(end, End::Step) && self.is_trap(core, fault) {
+            core.note_trap(self.pc, block);
+        }
+        end
     }
 
     /// Puts registers that were borrowed back in place.

@@ -17,10 +17,10 @@
 use std::fmt;
 use std::ops::Range;
 
-use iced_x86::{CpuidFeature, Instruction, InstructionInfoFactory, Mnemonic, OpAccess};
+use iced_x86::{CpuidFeature, Instruction, InstructionInfoFactory, OpAccess};
 
 use super::access::{Access, page_fault};
-use super::bounce::{Operand, is_atomic, runs, slot_rights};
+use super::bounce::{Operand, Registers, is_atomic, leaves_parts, runs, slot_rights};
 use super::core::Core;
 use super::exit::{Exit, vector};
 use super::hook_context::MemoryAccess;
@@ -263,15 +263,13 @@ impl Vcpu {
         loop {
             let Some(mut bytes) = self.load_observed(core, operand, &how)? else { return Ok(()) };
             let before = how.writes.then(|| self.registers());
-            let pointer = self.memory.block().xsave_data_pointer();
-            self.run_on_slot(core, operand, &bytes)?;
-            self.fix_data_pointer(pointer, operand.instruction, operand.address.0);
+            self.run_once(core, operand, &bytes)?;
             let Some(before) = before else {
                 finish(&mut bytes);
                 return Ok(());
             };
             let expected = atomic.then_some(&bytes[..]);
-            match self.store_observed(core, operand, &how, &mut finish, expected) {
+            match self.store_observed(core, operand, &how, &before, &mut finish, expected) {
                 Ok(true) => return Ok(()),
                 Ok(false) => self.set_registers(&before),
                 Err(undone) => {
@@ -311,23 +309,27 @@ impl Vcpu {
     }
 
     /// Stores what the instruction left in the slot; if it is atomic, only if memory is as `expected`.
-    /// Whether it did. RIP is the instruction's until then, so that hooks are told of it.
+    /// Whether it did. `before` is what the registers were; RIP is that until then, so that hooks are
+    /// told of it.
     fn store_observed(
         &mut self,
         core: &mut Locked<'_>,
         operand: &Operand<'_>,
         how: &OperandAccess,
+        before: &Registers,
         finish: &mut impl FnMut(&mut [u8]),
         expected: Option<&[u8]>,
     ) -> Result<bool, Undone> {
-        let next = std::mem::replace(&mut self.pc, GuestAddress(operand.instruction.ip()));
+        let next = std::mem::replace(&mut self.pc, before.pc);
         let mut result = self.read_slot(operand.start(), operand.size)?;
         finish(&mut result);
         let mut written = runs(0..operand.size, |_| true);
         if how.masked && !how.reads {
-            self.run_on_slot(core, operand, &vec![0xff; operand.size])?;
-            self.pc = GuestAddress(operand.instruction.ip());
-            let again = self.read_slot(operand.start(), operand.size)?;
+            self.set_registers(before);
+            self.run_once(core, operand, &vec![0xff; operand.size])?;
+            self.pc = before.pc;
+            let mut again = self.read_slot(operand.start(), operand.size)?;
+            finish(&mut again);
             written = runs(0..operand.size, |index| result[index] == again[index]);
         }
         for part in written {
@@ -350,7 +352,8 @@ impl Vcpu {
         }
     }
 
-    fn run_on_slot(
+    /// Runs the instruction at RIP with `bytes` in the slot.
+    fn run_once(
         &mut self,
         core: &mut Locked<'_>,
         operand: &Operand<'_>,
@@ -358,10 +361,12 @@ impl Vcpu {
     ) -> Result<(), Undone> {
         let rights = slot_rights(core, operand.address);
         self.load_slot(operand.start(), bytes, rights)?;
-        match self.try_on_slot(core, operand)? {
-            None => Ok(()),
-            Some(fault) => Err(self.bounce_fault(core, operand, fault).into()),
+        let pointer = self.memory.block().xsave_data_pointer();
+        if let Some(fault) = self.try_on_slot(core, operand)? {
+            return Err(self.bounce_fault(core, operand, fault).into());
         }
+        self.fix_data_pointer(pointer, operand.instruction, operand.address.0);
+        Ok(())
     }
 }
 
@@ -393,25 +398,19 @@ fn always_reads(instruction: &Instruction) -> bool {
 struct OperandAccess {
     reads: bool,
     writes: bool,
-    /// Which bytes, a mask decides.
+    /// Which bytes, a mask decides; or it may leave some alone for another reason.
     masked: bool,
 }
 
 impl OperandAccess {
     fn of(instruction: &Instruction) -> Self {
-        use Mnemonic as M;
         use OpAccess as A;
         let mut information = InstructionInfoFactory::new();
         let used = information.info(instruction).used_memory();
         let any = |kinds: &[A]| used.iter().any(|used| kinds.contains(&used.access()));
         let reads = any(&[A::Read, A::CondRead, A::ReadWrite, A::ReadCondWrite]);
         let writes = any(&[A::Write, A::CondWrite, A::ReadWrite, A::ReadCondWrite]);
-        let masked = instruction.has_op_mask()
-            || any(&[A::CondRead, A::CondWrite])
-            || matches!(
-                instruction.mnemonic(),
-                M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq
-            );
+        let masked = any(&[A::CondRead, A::CondWrite]) || leaves_parts(instruction);
         // A comparison that fails writes back what it has read.
         Self { reads, writes, masked }
     }

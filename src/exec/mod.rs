@@ -25,6 +25,7 @@ mod shared;
 mod signals;
 mod step;
 mod trampoline;
+mod trapped;
 mod vcpu;
 mod vcpu_memory;
 

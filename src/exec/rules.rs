@@ -61,7 +61,11 @@ impl Core {
     ) -> Result<HookId, HookError> {
         let id = self.hooks.add_memory(span, call);
         match self.trap() {
-            Ok(()) => Ok(id),
+            Ok(()) => {
+                // Blocks there may compare their source, which they cannot any more.
+                self.rules_changed(span);
+                Ok(id)
+            }
             Err(error) => {
                 self.hooks.remove(id);
                 Err(error.into())

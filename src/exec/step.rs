@@ -47,6 +47,7 @@ impl Vcpu {
             Err(exit) => return Stepped::Exit(exit),
         };
         self.shadow = false;
+        self.note_site(core, &instruction);
         match self.execute(core, &instruction) {
             Ok(()) => Stepped::Done,
             Err(Undone::Again) => Stepped::Again,
@@ -93,6 +94,13 @@ impl Vcpu {
         core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
+        if self.meets_trap(core, instruction) {
+            return if self.move_word(core, instruction)? {
+                Ok(())
+            } else {
+                self.bounce(core, instruction)
+            };
+        }
         loop {
             return match self.run_single(core, instruction, None) {
                 Single::Done => Ok(()),

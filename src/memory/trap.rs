@@ -41,6 +41,12 @@ impl AddressSpace {
         asked_for || (self.has_devices && found())
     }
 
+    /// Whether anything may be trapped.
+    #[must_use]
+    pub fn has_traps(&self) -> bool {
+        self.has_devices || !self.traps.is_empty()
+    }
+
     /// Protects `size` bytes of the window at `at`, all of which are mapped; what is trapped there
     /// stays without access.
     pub(super) fn allow(&self, (at, size): (u64, u64), protection: Protection) -> io::Result<()> {

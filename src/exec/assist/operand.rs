@@ -11,7 +11,7 @@ use crate::translate::is_canonical;
 
 impl Vcpu {
     /// The value of a register, memory or immediate operand of up to eight bytes.
-    pub(super) fn operand(
+    pub(in crate::exec) fn operand(
         &self,
         core: &mut Locked<'_>,
         instruction: &Instruction,
@@ -32,7 +32,7 @@ impl Vcpu {
     }
 
     /// Stores a value to a register or memory operand.
-    pub(super) fn set_operand(
+    pub(in crate::exec) fn set_operand(
         &mut self,
         core: &mut Locked<'_>,
         instruction: &Instruction,
