@@ -143,6 +143,18 @@ impl Vcpu {
         found.is_some()
     }
 
+    /// Passes the HLT or SYSCALL that the code cache was left for, if the run ends by it and by nothing
+    /// else before; whether it did.
+    pub(super) fn passes_at_once(&mut self, counted: bool) -> bool {
+        let block = self.memory.block_mut();
+        if self.on_code || self.gate.is_requested() || counted && block.budget == 0 {
+            return false;
+        }
+        block.budget -= i64::from(counted);
+        self.pc = GuestAddress(block.target);
+        true
+    }
+
     /// Puts the target of an indirect branch into the jump cache, to go on behind the lookup.
     fn resume_with(&mut self, target: u64, host: u64) {
         self.fill_target(target, host);

@@ -432,6 +432,11 @@ impl Vcpu {
                 self.drop_target(block.target);
                 Handled::End(End::Go)
             }
+            Stub::Halt if self.passes_at_once(counted) => Handled::End(End::Exit(Exit::Halt)),
+            Stub::SystemCall if self.passes_at_once(counted) => {
+                self.note_system_call();
+                Handled::End(End::Exit(Exit::SystemCall))
+            }
             Stub::Indirect if self.resolve_at_once(shared, pinned, counted) => Handled::Resume,
             _ => self.left(running.core(), counted),
         }

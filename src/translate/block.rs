@@ -23,12 +23,25 @@ pub enum Stub {
     Fault,
     /// The source bytes are not those that were translated: [`Leave::Changed`].
     Changed,
+    /// Like [`Self::Next`] for an assist to HLT, …
+    Halt,
+    /// … or to SYSCALL, with the address behind it in the block's slot for targets, so that it can be
+    /// done without a look at it.
+    SystemCall,
 }
 
 impl Stub {
     /// All of them, in order of their numbers.
-    pub const ALL: [Self; 6] =
-        [Self::Direct, Self::Indirect, Self::Next, Self::Target, Self::Fault, Self::Changed];
+    pub const ALL: [Self; 8] = [
+        Self::Direct,
+        Self::Indirect,
+        Self::Next,
+        Self::Target,
+        Self::Fault,
+        Self::Changed,
+        Self::Halt,
+        Self::SystemCall,
+    ];
 }
 
 /// What a `call` to a stub means.

@@ -274,7 +274,7 @@ impl Translator {
             (Err(NeedsAssist), _) => {
                 // What was emitted before that was known may have borrowed registers.
                 work.emitter.rewind(&mark);
-                work.assist();
+                work.assist_to(instruction);
                 work.done += instruction.len() as u32;
                 flow = Flow::End;
             }
@@ -414,6 +414,20 @@ impl Work<'_> {
         let at = self.pc();
         self.emitter.begin(self.done, self.count);
         self.emitter.leave(Stub::Next, Leave::Assist { at });
+    }
+
+    /// The same for one that is known.
+    fn assist_to(&mut self, instruction: &Instruction) {
+        let stub = match instruction.code() {
+            Code::Hlt => Stub::Halt,
+            Code::Syscall => Stub::SystemCall,
+            _ => return self.assist(),
+        };
+        let at = self.pc();
+        self.emitter.begin(self.done, self.count);
+        self.emitter.constant(emit::FREE, instruction.next_ip());
+        self.emitter.store(at::TARGET, emit::FREE);
+        self.emitter.leave(stub, Leave::Assist { at });
     }
 
     /// Whether direct jumps may go to `target` without the jump cache.

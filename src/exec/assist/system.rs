@@ -24,9 +24,7 @@ impl Vcpu {
             M::Int => Err(self.interrupt(instruction)),
             M::Syscall => {
                 self.pass(instruction);
-                let rflags = self.rflags();
-                self.set_gpr(1, self.pc.0);
-                self.set_gpr(11, rflags);
+                self.note_system_call();
                 Err(Exit::SystemCall.into())
             }
             M::Hlt => {
@@ -67,6 +65,13 @@ impl Vcpu {
             }
             _ => Err(Exit::Unsupported { what: "an instruction without a rule" }.into()),
         }
+    }
+
+    /// What SYSCALL, which is done, leaves in registers.
+    pub(in crate::exec) fn note_system_call(&mut self) {
+        let rflags = self.rflags();
+        self.set_gpr(1, self.pc.0);
+        self.set_gpr(11, rflags);
     }
 
     fn trap_behind(&mut self, instruction: &Instruction, vector: u8) -> Undone {
