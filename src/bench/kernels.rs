@@ -1,12 +1,11 @@
 //! Whole programs, written in C, compiled here: the same binary for everyone.
 
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Contender, Effort, Failure, Race, run_to_halt};
+use super::program::Agreed;
+use super::{Contender, Effort, Failure, Race, process, run_to_halt};
 use crate::case::Case;
 use crate::case::image::{DEFAULT_STACK_SIZE, elf};
 use crate::engine::Engine;
@@ -43,13 +42,16 @@ pub struct Kernel {
     name: &'static str,
     computes: bool,
     case: Case,
+    /// The same program as an executable of Linux, where there is QEMU to run it.
+    process: Option<PathBuf>,
 }
 
-/// The `wanted` programs of the folder `sources`, compiled into `output`.
+/// The `wanted` programs of the folder `sources`, compiled into `output`, on request as processes too.
 pub fn kernels(
     sources: &Path,
     output: &Path,
     effort: Effort,
+    with_processes: bool,
     wanted: impl Fn(&str) -> bool,
 ) -> Result<Vec<Kernel>, Failure> {
     if !sources.join("common.h").exists() {
@@ -62,10 +64,12 @@ pub fn kernels(
             continue;
         }
         let work = effort.pick(Some(quick), None);
-        let binary = compile(sources, name, work, output)?;
+        let compile = |kind| compile(sources, name, work, output, kind);
+        let binary = compile(Kind::Bare)?;
         let image = std::fs::read(&binary).map_err(|error| format!("{name}: {error}"))?;
         let case = elf(&image, DEFAULT_STACK_SIZE).map_err(|error| format!("{name}: {error}"))?;
-        kernels.push(Kernel { name, computes, case });
+        let process = with_processes.then(|| compile(Kind::Process)).transpose()?;
+        kernels.push(Kernel { name, computes, case, process });
     }
     Ok(kernels)
 }
@@ -92,8 +96,18 @@ impl Kernel {
             native: Some(on(Silicon::new()?, case, &agreed)),
             jit: on(Jit::new()?, case, &agreed),
             unicorn: on_unicorn!(super::unicorn::program(case, &agreed)),
+            qemu: self.process.as_ref().map(|binary| process::processes(binary, &agreed)),
         })
     }
+}
+
+/// How a program begins and ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// By `hlt`.
+    Bare,
+    /// As a process of Linux that writes its checksum and exits.
+    Process,
 }
 
 fn compile(
@@ -101,35 +115,22 @@ fn compile(
     name: &str,
     work: Option<u64>,
     output: &Path,
+    kind: Kind,
 ) -> Result<PathBuf, Failure> {
-    let binary = output.join(name);
+    let is_process = kind == Kind::Process;
+    let binary = output.join(if is_process { format!("{name}-process") } else { name.to_owned() });
     let own = format!("{name}.flags");
     let mut compiler = Command::new("cc");
     compiler.current_dir(sources).args(["@flags", "@flags-O2"]);
     compiler.args(sources.join(&own).exists().then(|| format!("@{own}")));
     compiler.args(work.map(|work| format!("-DWORK={work}")));
+    compiler.args(is_process.then_some("-DPROCESS"));
     compiler.arg("-o").arg(&binary).arg(format!("{name}.c"));
     let done = compiler.output().map_err(|error| format!("cc: {error}"))?;
     if !done.status.success() {
         return Err(format!("cc: {name}: {}", String::from_utf8_lossy(&done.stderr)).into());
     }
     Ok(binary)
-}
-
-/// The checksum that a program ends with, the same for everyone.
-#[derive(Clone, Default)]
-pub(super) struct Agreed(Rc<Cell<Option<u64>>>);
-
-impl Agreed {
-    /// An error if somebody else came to another.
-    pub(super) fn check(&self, who: &str, checksum: u64) -> Result<(), Failure> {
-        let agreed = self.0.get().unwrap_or(checksum);
-        self.0.set(Some(agreed));
-        if agreed == checksum {
-            return Ok(());
-        }
-        Err(format!("{who}: the program comes to {checksum:#x}, not to {agreed:#x}").into())
-    }
 }
 
 /// Runs the program on an engine to its end; milliseconds.
