@@ -21,14 +21,15 @@ pub fn qemu() -> Option<String> {
     text.lines().next().map(str::to_owned).filter(|_| said.status.success())
 }
 
-/// Both ways to run a program.
-pub(super) fn processes(binary: &Path, agreed: &Agreed) -> Processes {
+/// Both ways to run a program, which may have other work than engines get.
+pub(super) fn processes(binary: &Path) -> Processes {
+    let agreed = Agreed::default();
     let binary = binary.as_os_str();
     // Of its models of processors, the one that has most.
     let by_qemu = [OsStr::new(QEMU), OsStr::new("-cpu"), OsStr::new("max"), binary];
     Processes {
-        native: started("the process", &[binary], agreed),
-        qemu: started(QEMU, &by_qemu, agreed),
+        native: started("the process", &[binary], &agreed),
+        qemu: started(QEMU, &by_qemu, &agreed),
     }
 }
 

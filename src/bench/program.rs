@@ -37,7 +37,8 @@ pub(super) struct Program {
     pub(super) registers: Vec<(usize, u64)>,
     pub(super) rounds: u64,
     pub(super) agreed: Agreed,
-    has_alias: bool,
+    /// Whether the same code is at [`ALIAS`] too.
+    pub(super) has_alias: bool,
 }
 
 impl Program {

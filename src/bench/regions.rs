@@ -20,9 +20,9 @@ use crate::guest::{GuestAddress, Permissions};
 pub fn regions(effort: Effort) -> Result<Vec<Race>, Failure> {
     Ok(vec![
         patching(effort.pick(3_000, 100_000))?,
+        alias_writes(effort.pick(3_000, 100_000))?,
         data_beside_code(effort.pick(100_000, 5_000_000))?,
         generating(effort.pick(3_000, 100_000))?,
-        alias_writes(effort.pick(3_000, 100_000))?,
         remapping(effort.pick(300, 5_000)),
         invalidation(effort.pick(50, 500)),
         crossing(effort.pick(300, 5_000)),
@@ -40,7 +40,7 @@ fn alias_writes(rounds: u64) -> Result<Race, Failure> {
     // Unicorn knows of no aliases: it would run what was there before.
     Ok(Race {
         unicorn: None,
-        ..race_of_rounds("the same, written by an alias of the page", &program)?
+        ..race_of_rounds("patch an instruction by an alias, in a loop", &program)?
     })
 }
 
