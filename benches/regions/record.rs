@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use serde_json::{Map, Value, json};
+use tregion::bench::Host;
 
 use crate::Failure;
 
@@ -16,14 +17,13 @@ pub(crate) struct Record {
 
 impl Record {
     pub(crate) fn new() -> Self {
-        let date = today();
-        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        let Host { date, processor, cores, load, unicorn } = Host::here();
         let mut all = Map::new();
         all.insert("date".into(), json!(date));
-        all.insert("processor".into(), json!(processor()));
+        all.insert("processor".into(), json!(processor));
         all.insert("cores".into(), json!(cores));
-        all.insert("load".into(), json!(load()));
-        all.insert("unicorn".into(), json!(cfg!(feature = "unicorn")));
+        all.insert("load".into(), json!(load));
+        all.insert("unicorn".into(), json!(unicorn));
         Self { all, date }
     }
 
@@ -79,31 +79,4 @@ pub(crate) fn show(name: &str, summary: &Value) {
     let number = |key: &str| summary[key].as_u64().unwrap_or(0);
     let (median, min, max) = (number("median"), number("min"), number("max"));
     println!("{name:<56} {median:>9} ns   {min:>9} to {max:>9}");
-}
-
-fn processor() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = info.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
-    line.split(':').nth(1).unwrap_or("unknown").trim().to_owned()
-}
-
-/// What else runs: the average of the last minute, at the start.
-fn load() -> f64 {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(f64::NAN)
-}
-
-/// The date in UTC, from days by Howard Hinnant's `civil_from_days`.
-fn today() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let days = seconds as i64 / 86_400 + 719_468;
-    let era = days / 146_097;
-    let of_era = days % 146_097;
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}")
 }

@@ -1,134 +1,22 @@
-//! What users of the library do often: entering, new code, patching, hooks, machines, snapshots.
+//! What users of the library do often: entering, new code, machines, snapshots, hooks, several vCPUs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread::scope;
 use std::time::{Duration, Instant};
 
-use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    CodeAssembler, byte_ptr, dword_ptr, eax, ebx, ecx, edx, qword_ptr, r8, rax, rbx, rcx, rdi, rdx,
-    rsi,
+    CodeAssembler, byte_ptr, eax, ebx, edx, qword_ptr, r8, rax, rbx, rcx, rdi, rdx, rsi,
 };
 
+use super::program::{CODE, DATA, PAGE, Program, RCX, RDX, RSI, halt, range};
+use super::regions::joined;
 use super::{Contender, Effort, Failure, Race, each, run_to_halt};
-use crate::case::image::flat;
+use crate::case::Case;
 use crate::engine::Engine;
 use crate::engine::silicon::Silicon;
-use crate::exec::{Exit, Machine, Vcpu};
-use crate::guest::{GuestAddress, GuestRange, Permissions};
-
-/// Where the code of small programs is, and their data.
-pub(super) const CODE: u64 = 0x40_0000;
-pub(super) const DATA: u64 = 0x900_0000;
-const PAGE: u64 = 0x1000;
-/// Numbers of registers.
-const RCX: usize = 1;
-const RSI: usize = 6;
-const RDI: usize = 7;
-
-/// Code at [`CODE`] that goes through `rounds` rounds and halts.
-#[derive(Clone, Debug)]
-pub(super) struct Program {
-    pub(super) code: Vec<u8>,
-    /// By number.
-    pub(super) registers: Vec<(usize, u64)>,
-    pub(super) rounds: u64,
-}
-
-impl Program {
-    fn new(
-        rounds: u64,
-        registers: &[(usize, u64)],
-        write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
-    ) -> Result<Self, Failure> {
-        let mut assembler = CodeAssembler::new(64)?;
-        write(&mut assembler)?;
-        let code = assembler.assemble(CODE)?;
-        let registers = [&[(RCX, rounds), (RSI, DATA)], registers].concat();
-        Ok(Self { code, registers, rounds })
-    }
-
-    pub(super) fn pages(&self) -> u64 {
-        (self.code.len() as u64).div_ceil(PAGE)
-    }
-
-    /// A machine with it, and a vCPU about to run it.
-    fn machine(&self, permissions: Permissions) -> Result<(Machine, Vcpu), Failure> {
-        let machine = Machine::new(40)?;
-        machine.map(range(CODE, self.pages())?, permissions)?;
-        machine.map(range(DATA, 1)?, Permissions::ReadWrite)?;
-        machine.write(GuestAddress(CODE), &self.code)?;
-        let mut vcpu = machine.vcpu()?;
-        for (register, value) in &self.registers {
-            vcpu.set_gpr(*register, *value);
-        }
-        vcpu.set_rip(GuestAddress(CODE));
-        Ok((machine, vcpu))
-    }
-
-    /// Runs it on the processor itself; nanoseconds for a round.
-    fn native(&self) -> Result<Contender, Failure> {
-        let mut silicon = Silicon::new()?;
-        silicon.set_time_limit(Duration::from_secs(20));
-        let mut case = flat(&self.code, GuestAddress(CODE), PAGE)?;
-        for (register, value) in &self.registers {
-            case.state.gpr[*register] = *value;
-        }
-        let rounds = self.rounds as f64;
-        Ok(Box::new(move || {
-            let (time, _) = run_to_halt(&mut silicon, &case)?;
-            Ok(time.as_secs_f64() * 1e9 / rounds)
-        }))
-    }
-
-    /// Runs it in a new machine; nanoseconds for a round.
-    fn translated(&self, permissions: Permissions) -> Contender {
-        let program = self.clone();
-        Box::new(move || {
-            let (_machine, mut vcpu) = program.machine(permissions)?;
-            let begun = Instant::now();
-            halt(&mut vcpu)?;
-            Ok(begun.elapsed().as_secs_f64() * 1e9 / program.rounds as f64)
-        })
-    }
-
-    /// The same with a hook that counts, once a round.
-    fn translated_hooked(&self, kind: Hooked) -> Contender {
-        let program = self.clone();
-        Box::new(move || {
-            let (machine, mut vcpu) = program.machine(Permissions::ReadExecute)?;
-            let calls = Arc::new(AtomicU64::new(0));
-            let counted = Arc::clone(&calls);
-            let count = move || counted.store(counted.load(Relaxed) + 1, Relaxed);
-            let code = GuestAddress(CODE)..=GuestAddress(CODE);
-            let data = GuestAddress(DATA)..GuestAddress(DATA + 8);
-            match kind {
-                Hooked::Code => machine.hook_code(code, move |_| count())?,
-                Hooked::Block => machine.hook_blocks(code, move |_| count())?,
-                Hooked::Memory => machine.hook_memory(data, move |_| count())?,
-            };
-            let begun = Instant::now();
-            halt(&mut vcpu)?;
-            let nanoseconds = begun.elapsed().as_secs_f64() * 1e9;
-            let calls = calls.load(Relaxed);
-            if calls != program.rounds {
-                return Err(format!("jit: {calls} calls in {} rounds", program.rounds).into());
-            }
-            Ok(nanoseconds / calls as f64)
-        })
-    }
-}
-
-fn range(at: u64, pages: u64) -> Result<GuestRange, Failure> {
-    Ok(GuestRange::new(GuestAddress(at), pages * PAGE)?)
-}
-
-fn halt(vcpu: &mut Vcpu) -> Result<(), Failure> {
-    match vcpu.run(None) {
-        Exit::Halt => Ok(()),
-        exit => Err(format!("jit: the program ends by {exit}").into()),
-    }
-}
+use crate::exec::{Machine, Vcpu};
+use crate::guest::{GuestAddress, Permissions};
 
 /// All of them.
 pub fn services(effort: Effort) -> Result<Vec<Race>, Failure> {
@@ -138,14 +26,13 @@ pub fn services(effort: Effort) -> Result<Vec<Race>, Failure> {
         new_code(times),
         creating(effort.pick(50, 500))?,
         translation(effort.pick(1_000, 10_000))?,
-        patching(effort.pick(3_000, 100_000))?,
-        data_beside_code(effort.pick(100_000, 5_000_000))?,
-        remapping(effort.pick(300, 5_000)),
+        host_bytes(effort.pick(1_000, 10_000))?,
         snapshots("restore with 1 changed page", 1, effort.pick(200, 2_000)),
         snapshots("restore with 100 changed pages", 100, effort.pick(50, 200)),
         hooked(Hooked::Code, effort.pick(3_000, 200_000))?,
         hooked(Hooked::Block, effort.pick(3_000, 200_000))?,
         hooked(Hooked::Memory, effort.pick(3_000, 200_000))?,
+        scaling(effort.pick(10_000_000, 200_000_000))?,
     ])
 }
 
@@ -170,7 +57,7 @@ fn entering(times: u64) -> Result<Race, Failure> {
 }
 
 /// `mov rax, number; nop; hlt`, nine bytes that differ each time.
-fn fresh(number: u64) -> Vec<u8> {
+pub(super) fn fresh(number: u64) -> Vec<u8> {
     vec![0x48, 0xc7, 0xc0, number as u8, (number >> 8) as u8, 0, 0, 0x90, 0xf4]
 }
 
@@ -202,9 +89,9 @@ fn creating(times: u64) -> Result<Race, Failure> {
     Ok(Race { unicorn, ..Race::of_the_jit("make a machine, run hlt, drop it", "ns", jit) })
 }
 
-/// Code that runs once, for each instruction.
-fn translation(blocks: u64) -> Result<Race, Failure> {
-    let program = Program::new(11 * blocks + 1, &[], |a| {
+/// Code of `blocks` blocks that runs once.
+fn cold_code(blocks: u64) -> Result<Program, Failure> {
+    Program::new(11 * blocks + 1, &[], |a| {
         for number in 0..blocks {
             let mut next = a.create_label();
             a.mov(rax, qword_ptr(rsi + 8))?;
@@ -222,7 +109,12 @@ fn translation(blocks: u64) -> Result<Race, Failure> {
             a.zero_bytes()?;
         }
         a.hlt()
-    })?;
+    })
+}
+
+/// For each instruction.
+fn translation(blocks: u64) -> Result<Race, Failure> {
+    let program = cold_code(blocks)?;
     let jit = program.translated(Permissions::ReadExecute);
     let unicorn = on_unicorn!(super::unicorn::rounds(&program));
     Ok(Race {
@@ -231,64 +123,16 @@ fn translation(blocks: u64) -> Result<Race, Failure> {
     })
 }
 
-/// A loop that writes the constant of an instruction in it.
-fn patching(rounds: u64) -> Result<Race, Failure> {
-    let program = Program::new(rounds, &[(RDI, CODE + 3)], |a| {
-        let mut again = a.create_label();
-        a.set_label(&mut again)?;
-        a.mov(dword_ptr(rdi + 1), ecx)?;
-        a.mov(eax, 0)?;
-        a.add(rdx, rax)?;
-        a.dec(rcx)?;
-        a.jnz(again)?;
-        a.hlt()
-    })?;
-    race_of_rounds("patch an instruction and run it, in a loop", &program)
-}
-
-/// A loop that writes to a word in the page it lies in.
-fn data_beside_code(rounds: u64) -> Result<Race, Failure> {
-    let program = Program::new(rounds, &[(RDI, CODE + 0x800)], |a| {
-        let mut again = a.create_label();
-        a.set_label(&mut again)?;
-        a.mov(dword_ptr(rdi), ecx)?;
-        a.dec(rcx)?;
-        a.jnz(again)?;
-        a.hlt()
-    })?;
-    race_of_rounds("write to data in the page of the code, in a loop", &program)
-}
-
-fn race_of_rounds(name: &str, program: &Program) -> Result<Race, Failure> {
-    let unicorn = on_unicorn!(super::unicorn::rounds(program));
-    Ok(Race {
-        native: Some(program.native()?),
-        unicorn,
-        ..Race::of_the_jit(name, "ns", program.translated(Permissions::ReadWriteExecute))
-    })
-}
-
-/// Two pages of code that take turns at one address.
-fn remapping(times: u64) -> Race {
+/// What the same code becomes; the same each time.
+fn host_bytes(blocks: u64) -> Result<Race, Failure> {
+    let program = cold_code(blocks)?;
     let jit: Contender = Box::new(move || {
-        const OTHER: u64 = CODE + 0x10_0000;
-        const AWAY: u64 = CODE + 0x20_0000;
-        let machine = Machine::new(40)?;
-        for (at, number) in [(CODE, 1), (OTHER, 2)] {
-            machine.map(range(at, 1)?, Permissions::ReadExecute)?;
-            machine.write(GuestAddress(at), &fresh(number))?;
-        }
-        let mut vcpu = machine.vcpu()?;
-        let nanoseconds = each(times, |_| {
-            machine.remap(range(CODE, 1)?, GuestAddress(AWAY))?;
-            machine.remap(range(OTHER, 1)?, GuestAddress(CODE))?;
-            machine.remap(range(AWAY, 1)?, GuestAddress(OTHER))?;
-            vcpu.set_rip(GuestAddress(CODE));
-            halt(&mut vcpu)
-        })?;
-        Ok(nanoseconds / 3.0)
+        let (machine, mut vcpu) = program.machine(Permissions::ReadExecute)?;
+        halt(&mut vcpu)?;
+        let figures = machine.figures();
+        Ok(figures.host_bytes as f64 / figures.guest_bytes as f64)
     });
-    Race::of_the_jit("remap a page, a third of three and a run", "ns", jit)
+    Ok(Race::of_the_jit("host bytes for a byte of cold code", "B", jit))
 }
 
 fn snapshots(name: &str, pages: u64, times: u64) -> Race {
@@ -332,7 +176,7 @@ fn hooked(kind: Hooked, rounds: u64) -> Result<Race, Failure> {
         a.jnz(again)?;
         a.hlt()
     })?;
-    let jit = program.translated_hooked(kind);
+    let jit = counted(&program, kind);
     let unicorn = on_unicorn!({
         // Its code hooks are called for each of the loop's three instructions.
         let events = if matches!(kind, Hooked::Code) { 3 } else { 1 };
@@ -347,17 +191,94 @@ fn hooked(kind: Hooked, rounds: u64) -> Result<Race, Failure> {
     Ok(Race { unicorn, ..Race::of_the_jit(name, "ns", jit) })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_service_can_be_measured() {
-        for race in services(Effort::Quick).unwrap() {
-            let name = race.name().to_owned();
-            let figure =
-                race.run(1, Duration::MAX).unwrap_or_else(|error| panic!("{name}: {error}"));
-            assert!(figure.jit.median > 0.0 && figure.unicorn_failed.is_none(), "{figure:?}");
+/// Runs it in a new machine with a hook that counts, once a round.
+fn counted(program: &Program, kind: Hooked) -> Contender {
+    let program = program.clone();
+    Box::new(move || {
+        let (machine, mut vcpu) = program.machine(Permissions::ReadExecute)?;
+        let calls = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&calls);
+        let count = move || counted.store(counted.load(Relaxed) + 1, Relaxed);
+        let code = GuestAddress(CODE)..=GuestAddress(CODE);
+        let data = GuestAddress(DATA)..GuestAddress(DATA + 8);
+        match kind {
+            Hooked::Code => machine.hook_code(code, move |_| count())?,
+            Hooked::Block => machine.hook_blocks(code, move |_| count())?,
+            Hooked::Memory => machine.hook_memory(data, move |_| count())?,
+        };
+        let begun = Instant::now();
+        halt(&mut vcpu)?;
+        let nanoseconds = begun.elapsed().as_secs_f64() * 1e9;
+        let calls = calls.load(Relaxed);
+        if calls != program.rounds {
+            return Err(format!("jit: {calls} calls in {} rounds", program.rounds).into());
         }
+        Ok(nanoseconds / calls as f64)
+    })
+}
+
+/// How long two do at the same time what one does alone: 1 if they do not disturb each other, 2 if they
+/// take turns. Each has its own code and data; native, a process of its own.
+fn scaling(rounds: u64) -> Result<Race, Failure> {
+    let program = Program::new(rounds, &[], |a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.add(rdx, qword_ptr(rsi))?;
+        a.mov(qword_ptr(rsi + 8), rdx)?;
+        a.lea(rdx, qword_ptr(rdx + rcx * 4))?;
+        a.dec(rcx)?;
+        a.jnz(again)?;
+        a.hlt()
+    })?;
+    let case = program.case()?;
+    let mut engines = [Silicon::new()?, Silicon::new()?];
+    for engine in &mut engines {
+        engine.set_time_limit(Duration::from_secs(60));
     }
+    let native = |engine: &mut Silicon, case: &Case| run_to_halt(engine, case).map(drop);
+    let native: Contender =
+        Box::new(move || at_once_over_alone(&mut engines, |engine| native(engine, &case)));
+    let jit: Contender = Box::new(move || {
+        let (_machine, mut vcpus) = disjoint(&program)?;
+        let value = at_once_over_alone(&mut vcpus, |vcpu| {
+            vcpu.set_gpr(RCX, program.rounds);
+            vcpu.set_rip(GuestAddress(vcpu.gpr(RSI) - DATA + CODE));
+            halt(vcpu)
+        })?;
+        if vcpus[0].gpr(RDX) == vcpus[1].gpr(RDX) {
+            return Ok(value);
+        }
+        Err("jit: two vCPUs come to different ends".into())
+    });
+    let name = "two vCPUs at once, of the time of one";
+    Ok(Race { native: Some(native), ..Race::of_the_jit(name, "x", jit) })
+}
+
+/// A machine with two vCPUs, pages of code and of data for each.
+fn disjoint(program: &Program) -> Result<(Machine, [Vcpu; 2]), Failure> {
+    let (machine, first) = program.machine(Permissions::ReadExecute)?;
+    let mut second = machine.vcpu()?;
+    machine.map(range(CODE + PAGE, 1)?, Permissions::ReadExecute)?;
+    machine.map(range(DATA + PAGE, 1)?, Permissions::ReadWrite)?;
+    machine.write(GuestAddress(CODE + PAGE), &program.code)?;
+    second.set_gpr(RSI, DATA + PAGE);
+    Ok((machine, [first, second]))
+}
+
+/// Everyone's work at the same time, by what it takes one of them alone.
+fn at_once_over_alone<W: Send>(
+    workers: &mut [W; 2],
+    work: impl Fn(&mut W) -> Result<(), Failure> + Sync,
+) -> Result<f64, Failure> {
+    let begun = Instant::now();
+    workers.iter_mut().try_for_each(&work)?;
+    let alone = begun.elapsed() / 2;
+    let begun = Instant::now();
+    let [first, second] = workers;
+    scope(|scope| {
+        let other = scope.spawn(|| work(second));
+        let own = work(first);
+        joined(other).and(own)
+    })?;
+    Ok(begun.elapsed().as_secs_f64() / alone.as_secs_f64())
 }

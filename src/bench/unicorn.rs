@@ -1,11 +1,12 @@
 //! Unicorn as its users use it: memory mapped, `uc_emu_start`, no hooks but those that are measured.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use unicorn_engine::{Arch, HookType, MemType, Mode, Prot, RegisterX86, Unicorn, uc_error};
 
-use super::kernels::Agreed;
-use super::services::{CODE, DATA, Hooked, Program};
+use super::program::{Agreed, CODE, DATA, Program};
+use super::regions::entry;
+use super::services::Hooked;
 use super::{Contender, Failure, each};
 use crate::case::Case;
 use crate::engine::unicorn::{GPR, protection};
@@ -74,7 +75,43 @@ fn hooked(
         hook(&mut unicorn)?;
         let begun = Instant::now();
         unicorn.emu_start(CODE, 0, 0, 0).map_err(told)?;
+        let nanoseconds = begun.elapsed().as_secs_f64() * 1e9;
+        program.agreed.check("Unicorn", unicorn.reg_read(RegisterX86::RDX).map_err(told)?)?;
+        Ok(nanoseconds / program.rounds as f64)
+    })
+}
+
+/// Runs one of the small programs for one round, and then for all; nanoseconds for a round of those.
+pub(super) fn warm_rounds(program: &Program) -> Contender {
+    let program = program.clone();
+    Box::new(move || {
+        let mut unicorn = machine()?;
+        small(&mut unicorn, &program)?;
+        unicorn.reg_write(RegisterX86::RCX, 1).map_err(told)?;
+        unicorn.emu_start(CODE, 0, 0, 0).map_err(told)?;
+        unicorn.reg_write(RegisterX86::RCX, program.rounds).map_err(told)?;
+        let begun = Instant::now();
+        unicorn.emu_start(CODE, 0, 0, 0).map_err(told)?;
         Ok(begun.elapsed().as_secs_f64() * 1e9 / program.rounds as f64)
+    })
+}
+
+/// Has all jumps of a star chained, and drops the block that they lead to; nanoseconds of that.
+pub(super) fn invalidation(star: fn(u64) -> Vec<u8>, jumps: u64, times: u64) -> Contender {
+    Box::new(move || {
+        let mut unicorn = machine()?;
+        unicorn.mem_map(CODE, 0x1000, Prot::ALL).map_err(told)?;
+        unicorn.mem_write(CODE, &star(jumps)).map_err(told)?;
+        let mut spent = Duration::ZERO;
+        for _ in 0..times {
+            for number in 0..jumps {
+                unicorn.emu_start(entry(number), 0, 0, 0).map_err(told)?;
+            }
+            let begun = Instant::now();
+            unicorn.ctl_remove_cache(CODE, CODE + 1).map_err(told)?;
+            spent += begun.elapsed();
+        }
+        Ok(spent.as_secs_f64() * 1e9 / times as f64)
     })
 }
 
