@@ -7,7 +7,7 @@ use tregion::campaign::{header, minimise_finding, side_by_side};
 use tregion::case::{Case, Outcome, text};
 use tregion::oracle::judge::{EngineVerdict, Finding, Judge, Verdict};
 
-use super::output::print;
+use super::output::{print, write_or_print};
 use super::{Failure, Found, engines};
 
 /// What `replay` is given.
@@ -145,10 +145,6 @@ pub(super) fn minimize(arguments: &MinimizeArguments) -> Result<Found, Failure> 
     let name = arguments.out.as_deref().unwrap_or(Path::new("FILE")).display();
     let replay = format!("tregion replay {name}");
     let text = header(&mut judge.silicon, engine, &small, &finding, &replay) + &text::print(&small);
-    match &arguments.out {
-        Some(file) => std::fs::write(file, text)
-            .map_err(|error| Failure(format!("{}: {error}", file.display())))?,
-        None => print(&text)?,
-    }
+    write_or_print(arguments.out.as_deref(), text)?;
     Ok(Found::Differences)
 }
