@@ -40,7 +40,7 @@ const REPLAY_ENGINES: &str =
     if cfg!(feature = "unicorn") { "silicon,jit,unicorn:unfiltered" } else { "silicon,jit" };
 
 /// How often a scene of two vCPUs is run, in batches.
-const SCENE_BATCHES: u64 = 32;
+const SCENE_BATCHES: u64 = 64;
 
 /// Names the file in an error.
 fn in_file<E: std::fmt::Display>(file: &Path) -> impl Fn(E) -> Failure {

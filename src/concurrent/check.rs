@@ -15,7 +15,7 @@ use crate::exec::MachineError;
 /// How long a scene is made small.
 const SMALLER_TIME: Duration = Duration::from_secs(10);
 /// Batches in which a smaller scene has to show it.
-const SMALLER_BATCHES: u64 = 64;
+const SMALLER_BATCHES: u64 = 32;
 
 /// What was run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

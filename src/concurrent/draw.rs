@@ -1,10 +1,10 @@
-//! Scenes from choices: half of them any slots, the others shapes in which code is changed and what depends on
-//! it is seen, with anything else between.
+//! Scenes from choices: half of them any slots, the others shapes in which code is changed and a word says so,
+//! with other slots between.
 
 use arbitrary::Unstructured;
 
 use super::op::{HostOp, Op, Register, WORDS, Way};
-use super::scene::{MOST_SLOTS, Program, Scene, first_values};
+use super::scene::{ANY_SLOTS, Program, Scene, first_values};
 
 /// Draws slots; zeros when the choices have run out.
 struct Choices<'a, 'bytes>(&'a mut Unstructured<'bytes>);
@@ -52,7 +52,7 @@ impl Choices<'_, '_> {
     }
 
     fn any(&mut self) -> Op {
-        let (place, with) = (self.below(MOST_SLOTS) as u8, self.below(2) as u8);
+        let (place, with) = (self.below(ANY_SLOTS) as u8, self.below(2) as u8);
         match self.below(16) {
             0..=8 => self.data(),
             9 => Op::Pause,
@@ -88,56 +88,64 @@ impl Scene {
     /// The scene of these choices.
     pub fn draw(choices: &mut Unstructured<'_>) -> Self {
         let mut choices = Choices(choices);
-        let codes = if choices.one_in(2) {
-            message(&mut choices)
-        } else {
-            [0, 1].map(|_| {
-                let count = 1 + choices.below(MOST_SLOTS);
+        let mut codes = match choices.below(4) {
+            0 => told_by_guest(&mut choices),
+            1 => told_by_host(&mut choices),
+            _ => [0, 1].map(|_| {
+                let count = 1 + choices.below(ANY_SLOTS);
                 (0..count).map(|_| choices.any()).collect()
-            })
+            }),
         };
+        if choices.one_in(2) {
+            codes.reverse();
+        }
         let [first, second] = codes;
         let vcpus = [choices.program(0, first), choices.program(1, second)];
-        Self::new(choices.one_in(2), vcpus).without_unsound()
+        Self::new(choices.one_in(2), choices.one_in(2), vcpus).without_unsound()
     }
 }
 
-/// One changes a slot of the other's and then says so in a word; the other looks at the word, and then executes
-/// the slot. The one that changes is a guest or a host.
-fn message(choices: &mut Choices<'_, '_>) -> [Vec<Op>; 2] {
-    let (word, with) = (choices.word(), choices.below(2) as u8);
-    let loads = Op::Load { register: choices.register(), word };
-    let victim = Op::Constant { register: choices.register(), value: 0x55 };
-    let mut runner = vec![choices.filling(), loads, victim];
-    let by_host = choices.one_in(2);
+/// The first program changes a slot of the other's, and then says so in a word; the other looks at the word, and
+/// then jumps to where it executes the slot.
+fn told_by_guest(choices: &mut Choices<'_, '_>) -> [Vec<Op>; 2] {
+    let word = choices.word();
+    let mut runner = vec![choices.filling(), Op::Load { register: Register::Rdx, word }];
+    runner.extend([Op::Jump, choices.data(), choices.data()]);
     if choices.one_in(2) {
-        // What follows is not behind an indirect jump for a guest that changes code, and need not be for a host.
-        let between = if by_host { choices.filling() } else { Op::Jump };
-        runner.insert(2, between);
+        let filling = choices.filling();
+        runner.insert(choices.below(3), filling);
     }
-    while runner.len() < MOST_SLOTS && !choices.one_in(3) {
-        runner.insert(choices.below(2), choices.filling());
-    }
-    let place = runner.iter().rposition(|op| *op == victim).unwrap_or_default() as u8;
-    let value = 0x99;
-    let mut changer = if by_host {
-        let way = choices.way();
-        let says = match choices.one_in(3) {
-            true => Op::AddTo { word, value: 9 },
-            false => Op::Host(HostOp::Word { word, value }),
-        };
-        vec![Op::Host(HostOp::Patch { own: false, place, with, way }), says]
-    } else {
-        let plain = choices.one_in(3);
-        let says = match choices.one_in(2) {
-            true => Op::Store { word, register: choices.register() },
-            false => Op::Exchange { word, register: choices.register() },
-        };
-        vec![Op::Patch { own: false, place, with, plain }, says]
+    let (place, with) = (runner.len() as u8 - 1, choices.below(2) as u8);
+    let says = match choices.one_in(2) {
+        true => Op::Store { word, register: choices.register() },
+        false => Op::Exchange { word, register: choices.register() },
     };
-    while changer.len() < MOST_SLOTS && choices.one_in(2) {
+    let mut changer = vec![Op::Patch { own: false, place, with, plain: choices.one_in(3) }, says];
+    while changer.len() < ANY_SLOTS && choices.one_in(2) {
         let filling = choices.filling();
         changer.insert(choices.below(changer.len() + 1), filling);
     }
-    if choices.one_in(2) { [runner, changer] } else { [changer, runner] }
+    [changer, runner]
+}
+
+/// The same with a host that changes the slot: when it says so, nobody has the old one, so no jump is needed. The
+/// other takes its time, so that the host comes back while it is on the way.
+fn told_by_host(choices: &mut Choices<'_, '_>) -> [Vec<Op>; 2] {
+    let (word, with, way) = (choices.word(), choices.below(2) as u8, choices.way());
+    let mut runner = vec![Op::Scan, Op::Load { register: Register::Rdx, word }];
+    while runner.len() < ANY_SLOTS - 1 && choices.one_in(3) {
+        runner.push(choices.data());
+    }
+    runner.push(Op::Constant { register: Register::Rbx, value: 0x55 });
+    let place = runner.len() as u8 - 1;
+    let mut changer = vec![Op::Host(HostOp::Patch { own: false, place, with, way })];
+    changer.push(match choices.one_in(4) {
+        true => Op::AddTo { word, value: 9 },
+        false => Op::Host(HostOp::Word { word, value: 0x99 }),
+    });
+    while changer.len() < ANY_SLOTS && choices.one_in(2) {
+        let filling = choices.filling();
+        if choices.one_in(2) { changer.push(filling) } else { changer.insert(0, filling) }
+    }
+    [changer, runner]
 }

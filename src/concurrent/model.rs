@@ -69,7 +69,7 @@ pub fn outcomes(scene: &Scene) -> Result<HashSet<Outcome>, TooMany> {
         }
         (0..2).for_each(|vcpu| state.successors(scene, vcpu, &mut next));
         if next.is_empty() {
-            outcomes.insert(state.outcome());
+            outcomes.insert(state.outcome(scene.joined));
         }
         open.append(&mut next);
         met.insert(state);
@@ -89,7 +89,7 @@ pub(super) fn one_behind_the_other(scene: &Scene) -> [Outcome; 2] {
                 state = first;
             }
         }
-        state.outcome()
+        state.outcome(scene.joined)
     })
 }
 
@@ -110,13 +110,13 @@ impl State {
         }
     }
 
-    fn outcome(&self) -> Outcome {
+    fn outcome(&self, joined: bool) -> Outcome {
         let registers = [0, 1].map(|number| {
             let Vcpu { values: [a, b, c, d], slots, .. } = self.vcpus[number];
-            let [e, f] = slots.map(|op| op.encode(0));
+            let [e, f] = slots.map(|op| op.encode(0, joined));
             [a, b, c, d, e, f]
         });
-        let code = |slots: Slots| std::array::from_fn(|place| slots[place].encode(place));
+        let code = |slots: Slots| std::array::from_fn(|place| slots[place].encode(place, joined));
         Outcome { registers, words: self.words, programs: self.programs.map(code) }
     }
 
@@ -199,7 +199,7 @@ impl State {
         let index = |register: Register| register as usize;
         let Vcpu { values, slots, buffer, stale, .. } = &mut self.vcpus[vcpu];
         match op {
-            Op::Nothing | Op::Pause => {}
+            Op::Nothing | Op::Pause | Op::Scan => {}
             Op::Constant { register, value } => values[index(register)] = u64::from(value),
             Op::Add { to, from } => {
                 values[index(to)] = values[index(to)].wrapping_add(values[index(from)]);

@@ -1,8 +1,9 @@
 //! [`Op`]: what a *slot* of a program does, and its bytes.
 //!
 //! A slot is an aligned word of eight bytes: an instruction of exactly six bytes, made long enough by prefixes
-//! without effect, and a jump to the next slot. So a slot can be exchanged for another one by one store, and
-//! who is in the middle of it goes on with the next one in any case.
+//! without effect, and two bytes that lead to the next slot: a jump, so that each slot is a block of its own, or a
+//! no-operation, so that slots are joined in one. So a slot can be exchanged for another one by one store, and who
+//! is in the middle of it goes on with the next one in any case.
 //!
 //! R8 points to the words, R14 to the vCPU's own program, R9 to the other's, R12 and R13 hold slots to be
 //! written over others.
@@ -13,9 +14,9 @@ use serde::{Deserialize, Serialize};
 /// Words that both programs share.
 pub(super) const WORDS: usize = 4;
 /// Slots of a program with the one behind it that ends it.
-pub(super) const PROGRAM_SLOTS: usize = 7;
-/// Bytes from the start of a program to the addresses of its slots, for jumps.
-const TABLE: u8 = 64;
+pub(super) const PROGRAM_SLOTS: usize = 13;
+/// Bytes before the start of a program in which the addresses of its slots are, for jumps.
+pub(super) const TABLE: u8 = 128;
 
 /// A register that holds a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -94,6 +95,8 @@ pub enum Op {
     Nothing,
     /// Waits a little.
     Pause,
+    /// Waits for microseconds, in one instruction: the first time; it looks through memory that nobody writes.
+    Scan,
     /// Sets a register.
     Constant {
         /// Which.
@@ -213,13 +216,14 @@ impl Op {
         usize::from(word) < WORDS && with < 2 && usize::from(place) < PROGRAM_SLOTS
     }
 
-    /// The bytes of a slot at `place` of a program.
-    pub(super) fn encode(self, place: usize) -> u64 {
+    /// The bytes of a slot at `place` of a program whose slots are joined, or are not.
+    pub(super) fn encode(self, place: usize, joined: bool) -> u64 {
         let memory = |register: Register| 0x40 | register.number() << 3;
         let pair = |reg: Register, rm: Register| 0xc0 | reg.number() << 3 | rm.number();
         let code: [u8; 6] = match self {
             Self::Nothing => [0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x90],
             Self::Pause => [0x3e, 0x3e, 0x3e, 0x3e, 0xf3, 0x90],
+            Self::Scan => [0x3e, 0x3e, 0x3e, 0x3e, 0xf2, 0xae],
             Self::Constant { register, value } => {
                 let [a, b, c, d] = value.to_le_bytes();
                 [0xc7, 0xc0 | register.number(), a, b, c, d]
@@ -244,17 +248,18 @@ impl Op {
                 let operands = 0x60 | with << 3 | if own { 6 } else { 1 };
                 [0x3e, 0x3e, 0x4d, opcode, operands, 8 * place]
             }
-            Self::Jump => [0x3e, 0x3e, 0x41, 0xff, 0x66, TABLE + 8 * (place as u8 + 1)],
+            Self::Jump => [0x3e, 0x3e, 0x41, 0xff, 0x66, TABLE + 8 * (place as u8 + 1)], // a negative displacement,
             Self::Host(_) => [0xf4, 0x90, 0x90, 0x90, 0x90, 0x90],
             Self::End => [0x41, 0xff, 0xe7, 0x90, 0x90, 0x90], // jmp r15
         };
         let [a, b, c, d, e, f] = code;
-        u64::from_le_bytes([a, b, c, d, e, f, 0xeb, 0x00])
+        let [g, h] = if joined { [0x66, 0x90] } else { [0xeb, 0x00] };
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
     }
 
     /// What the processor reads, for people.
     pub(super) fn disassembly(self, place: usize) -> String {
-        let bytes = self.encode(place).to_le_bytes();
+        let bytes = self.encode(place, false).to_le_bytes();
         let instruction = Decoder::with_ip(64, &bytes, 0, DecoderOptions::NONE).decode();
         let mut text = String::new();
         IntelFormatter::new().format(&instruction, &mut text);

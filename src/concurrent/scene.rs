@@ -13,9 +13,11 @@ pub const RECORD_BYTES: usize = 4;
 /// Records that say how each vCPU starts.
 pub const HEAD_RECORDS: usize = 2;
 /// Records of one input; what lies behind has no effect.
-pub const MOST_RECORDS: usize = HEAD_RECORDS + 2 * MOST_SLOTS;
+pub const MOST_RECORDS: usize = HEAD_RECORDS + 2 * ANY_SLOTS;
 /// Slots of a program, its end left out.
 pub(super) const MOST_SLOTS: usize = PROGRAM_SLOTS - 1;
+/// Slots of a program that may do anything: more would have too many outcomes.
+pub(super) const ANY_SLOTS: usize = 6;
 
 /// One vCPU's program.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -37,6 +39,8 @@ pub struct Scene {
     pub(super) two_vcpus: u32,
     /// Both programs lie in the same pages.
     pub one_page: bool,
+    /// Slots are joined in blocks: only jumps and what leaves the guest end one.
+    pub joined: bool,
     /// The programs.
     #[serde(rename = "vcpu")]
     pub vcpus: [Program; 2],
@@ -56,8 +60,8 @@ pub struct Outcome {
 impl Scene {
     /// The scene of two programs.
     #[must_use]
-    pub fn new(one_page: bool, vcpus: [Program; 2]) -> Self {
-        Self { two_vcpus: 1, one_page, vcpus }
+    pub fn new(one_page: bool, joined: bool, vcpus: [Program; 2]) -> Self {
+        Self { two_vcpus: 1, one_page, joined, vcpus }
     }
 
     /// Any bytes as a scene, in records of [`RECORD_BYTES`].
@@ -75,7 +79,7 @@ impl Scene {
         for (number, record) in records.enumerate() {
             vcpus[number % 2].code.push(op([0, 1, 2, 3].map(|at| record[at])));
         }
-        Self::new(heads[0][0] % 2 == 1, vcpus).without_unsound()
+        Self::new(heads[0][0] % 2 == 1, heads[0][0] / 2 % 2 == 1, vcpus).without_unsound()
     }
 
     /// The slots of a program, with the ends behind it.
@@ -188,7 +192,7 @@ fn movable(record: [u8; 4]) -> Op {
 fn op([kind, first, second, third]: [u8; 4]) -> Op {
     let register = |byte: u8| Register::ALL[usize::from(byte % 4)];
     let (one, other, word) = (register(first), register(second), third % WORDS as u8);
-    let (place, with) = (second % MOST_SLOTS as u8, third % 2);
+    let (place, with) = (second % ANY_SLOTS as u8, third % 2);
     match kind % 20 {
         0 | 8 => {
             let value = u32::from(second) | u32::from(third) << 8;

@@ -16,35 +16,36 @@ use std::time::Duration;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    CodeAssembler, dword_ptr, ecx, edx, qword_ptr, r8, r9, r12, r13, r14, r15, rax, rbp, rbx, rcx,
-    rdi, rdx, rsi,
+    CodeAssembler, dword_ptr, ecx, edx, qword_ptr, r8, r9, r10, r12, r13, r14, r15, rax, rbp, rbx,
+    rcx, rdi, rdx, rsi,
 };
 
-use super::op::{HostOp, Op, PROGRAM_SLOTS, WORDS, Way};
+use super::op::{HostOp, Op, PROGRAM_SLOTS, TABLE, WORDS, Way};
 use super::scene::{FIRST_WORDS, Outcome, Scene};
 use crate::exec::{Exit, Kick, Machine, MachineError, Vcpu};
 use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE, Permissions, State};
 use crate::os::pin_to_nth_cpu;
 
 /// Rounds of a batch.
-pub(super) const ROUNDS: u64 = 128;
+pub(super) const ROUNDS: u64 = 64;
 /// Copies of the programs; each is run in as many rounds, one behind the other.
 const COPIES: u64 = 8;
 
 const WINDOW_BITS: u32 = 32;
 /// Where in a page the first program is, and the second one if it is in the same page.
-const PROGRAMS: [u64; 2] = [0, 0x800];
+const PROGRAMS: [u64; 2] = [0x100, 0x900];
 /// Bytes of a round's words and barriers.
 const CELL: u64 = 192;
 /// Where in them the barriers are, away from the words.
 const BEFORE: u64 = 64;
 const BEHIND: u64 = 128;
-/// Bytes that a vCPU has of a round, and what is there: registers; slots; how long it waits; where its own
-/// program and the other's are.
-const NOTES_BYTES: u64 = 128;
+/// Bytes that a vCPU has of a round, and what is there: registers; slots; how long it waits, and
+/// scans; where its own program and the other's are.
+const NOTES_BYTES: u64 = 192;
 const SLOTS: u64 = 48;
 const DELAY: u64 = SLOTS + 8 * PROGRAM_SLOTS as u64;
-const OWN: u64 = DELAY + 8;
+const SCAN: u64 = DELAY + 8;
+const OWN: u64 = SCAN + 8;
 const OTHERS: u64 = OWN + 8;
 
 /// The programs of both vCPUs, copy by copy.
@@ -54,6 +55,9 @@ const DATA: u64 = 0x50_0000;
 const DATA_BYTES: u64 = ROUNDS * CELL;
 const NOTES: [u64; 2] = [0x51_0000, 0x52_0000];
 const DRIVERS: [u64; 2] = [0x60_0000, 0x61_0000];
+/// What is scanned: bytes that are no register's lowest.
+const SCANNED: u64 = 0x53_0000;
+const SCANNED_BYTES: u64 = 1 << 14;
 /// The code a second time, and where a page of it is while it is away.
 const ALIAS: u64 = 0x70_0000;
 const AWAY: u64 = 0x80_0000;
@@ -118,6 +122,9 @@ impl Stage {
         for at in DRIVERS {
             machine.map(range(at, PAGE_SIZE), Permissions::ReadExecute)?;
         }
+        machine.map(range(SCANNED, SCANNED_BYTES), Permissions::Read)?;
+        let scanned = vec![0xa5; SCANNED_BYTES as usize];
+        machine.write(GuestAddress(SCANNED), &scanned).expect("it is mapped");
         machine.alias(range(CODE, CODE_BYTES), GuestAddress(ALIAS))?;
         let vcpus = [machine.vcpu()?, machine.vcpu()?];
         Ok(Self { machine, vcpus, cpu })
@@ -188,12 +195,14 @@ impl Stage {
             for copy in 0..COPIES {
                 let at = program_at(scene, vcpu, copy);
                 let bytes = program_bytes(scene, vcpu, at);
-                code[(at - CODE) as usize..][..bytes.len()].copy_from_slice(&bytes);
+                code[(at - CODE - u64::from(TABLE)) as usize..][..bytes.len()]
+                    .copy_from_slice(&bytes);
             }
             let notes = (0..ROUNDS).flat_map(|round| {
                 let copy = round / (ROUNDS / COPIES);
                 let mut notes = [0; NOTES_BYTES as usize / 8];
                 notes[DELAY as usize / 8] = delay(number, round, vcpu as u64);
+                notes[SCAN as usize / 8] = delay(!number, round, vcpu as u64) % SCANNED_BYTES;
                 notes[OWN as usize / 8] = program_at(scene, vcpu, copy);
                 notes[OTHERS as usize / 8] = program_at(scene, 1 - vcpu, copy);
                 notes
@@ -230,65 +239,67 @@ impl Stage {
     }
 }
 
-/// A program and behind it the addresses of its slots.
+/// The addresses of a program's slots, and the program.
 fn program_bytes(scene: &Scene, vcpu: usize, at: u64) -> Vec<u8> {
-    let slots = scene.slots(vcpu);
-    let code = slots.iter().enumerate().map(|(place, op)| op.encode(place));
-    let mut words: Vec<u64> = code.collect();
-    words.resize(8, 0);
-    words.extend((0..PROGRAM_SLOTS as u64).map(|place| at + 8 * place));
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    let mut words: Vec<u64> = (0..PROGRAM_SLOTS as u64).map(|place| at + 8 * place).collect();
+    words.resize(usize::from(TABLE) / 8, 0);
+    words.extend(
+        scene.slots(vcpu).iter().enumerate().map(|(place, op)| op.encode(place, scene.joined)),
+    );
+    words.into_iter().flat_map(u64::to_le_bytes).collect()
 }
 
 /// How long a vCPU waits in a round before it begins: mostly hardly at all, as the other one is about as fast,
 /// and now and then as long as a host takes, or a vCPU whose code was changed.
 fn delay(number: u64, round: u64, vcpu: u64) -> u64 {
-    let mut mixed = (number << 16 | round << 1 | vcpu).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut mixed = ((number << 16) ^ (round << 1) ^ vcpu).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed ^= mixed >> 29;
     mixed = mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 16;
     let most = if mixed.is_multiple_of(2) { mixed / 2 % 7 } else { mixed / 2 % 14 };
     (mixed >> 8) % (1 << most)
 }
 
-/// What takes a vCPU through all rounds: RBP of them are left, RDI points to the notes, R10 to the barriers.
+/// What takes a vCPU through all rounds: RBP of them are left, R10 points to the notes.
 fn driver(scene: &Scene, vcpu: usize) -> Result<Vec<u8>, IcedError> {
     let program = &scene.vcpus[vcpu];
     let mut a = CodeAssembler::new(64)?;
     let [mut round, mut delay, mut back] = [(); 3].map(|()| a.create_label());
     a.mov(rbp, ROUNDS)?;
     a.mov(r8, DATA)?;
-    a.mov(rdi, NOTES[vcpu])?;
+    a.mov(r10, NOTES[vcpu])?;
     a.lea(r15, qword_ptr(back))?;
     a.set_label(&mut round)?;
-    a.mov(r14, qword_ptr(rdi + OWN as i32))?;
-    a.mov(r9, qword_ptr(rdi + OTHERS as i32))?;
+    a.mov(r14, qword_ptr(r10 + OWN as i32))?;
+    a.mov(r9, qword_ptr(r10 + OTHERS as i32))?;
     for (register, op) in [r12, r13].into_iter().zip(program.slots) {
-        a.mov(register, op.encode(0))?;
+        a.mov(register, op.encode(0, scene.joined))?;
     }
     wait_for_other(&mut a, BEFORE)?;
     for (register, value) in [rax, rdx, rbx, rsi].into_iter().zip(program.values) {
         a.mov(register, u64::from(value))?;
     }
-    a.mov(rcx, qword_ptr(rdi + DELAY as i32))?;
+    a.mov(rcx, qword_ptr(r10 + DELAY as i32))?;
     a.set_label(&mut delay)?;
     a.dec(rcx)?;
     a.jg(delay)?;
+    a.mov(rdi, SCANNED)?;
+    a.mov(rcx, qword_ptr(r10 + SCAN as i32))?;
     a.jmp(r14)?;
     a.set_label(&mut back)?;
     for (number, register) in [rax, rdx, rbx, rsi, r12, r13].into_iter().enumerate() {
-        a.mov(qword_ptr(rdi + 8 * number as i32), register)?;
+        a.mov(qword_ptr(r10 + 8 * number as i32), register)?;
     }
     wait_for_other(&mut a, BEHIND)?;
     for (place, op) in scene.slots(vcpu).into_iter().enumerate() {
         a.mov(rcx, qword_ptr(r14 + 8 * place as i32))?;
-        a.mov(qword_ptr(rdi + (SLOTS as i32 + 8 * place as i32)), rcx)?;
+        a.mov(qword_ptr(r10 + (SLOTS as i32 + 8 * place as i32)), rcx)?;
         if scene.is_written_over(vcpu, place) {
-            a.mov(rcx, op.encode(place))?;
+            a.mov(rcx, op.encode(place, scene.joined))?;
             a.mov(qword_ptr(r14 + 8 * place as i32), rcx)?;
         }
     }
     a.add(r8, CELL as i32)?;
-    a.add(rdi, NOTES_BYTES as i32)?;
+    a.add(r10, NOTES_BYTES as i32)?;
     a.dec(rbp)?;
     a.jnz(round)?;
     a.mov(edx, OVER)?;
@@ -344,30 +355,40 @@ impl Actor<'_> {
         }
     }
 
-    /// Does what is to be done at the `hlt` that was executed, and lets the vCPU go on in the next slot.
+    /// Does what is to be done at the `hlt` that was executed and at those right behind it, and lets the vCPU go
+    /// on in the next slot.
     fn be_the_host(&mut self) -> Result<(), String> {
         let halt = self.vcpu.rip().0 - 1;
-        let own = self.vcpu.gpr(14);
-        let place = halt.wrapping_sub(own) / 8;
+        let first = halt.wrapping_sub(self.vcpu.gpr(14)) / 8;
         let code = &self.scene.vcpus[self.number].code;
-        let Some(Op::Host(op)) = usize::try_from(place).ok().and_then(|place| code.get(place))
-        else {
+        let rest = usize::try_from(first).ok().and_then(|first| code.get(first..));
+        let mut done = 0;
+        for op in rest.into_iter().flatten() {
+            let Op::Host(op) = *op else { break };
+            self.act(op)?;
+            done += 1;
+        }
+        if done == 0 {
             return Err(format!("vCPU {}: a halt at {halt:#x}, where none is", self.number));
-        };
-        match *op {
-            HostOp::Nothing => {}
+        }
+        self.vcpu.set_rip(GuestAddress(halt + 8 * done));
+        Ok(())
+    }
+
+    fn act(&self, op: HostOp) -> Result<(), String> {
+        match op {
+            HostOp::Nothing => Ok(()),
             HostOp::Word { word, value } => {
                 let at = self.vcpu.gpr(8) + 8 * u64::from(word);
-                self.write(at, &u64::from(value).to_le_bytes())?;
+                self.write(at, &u64::from(value).to_le_bytes())
             }
-            HostOp::Patch { own: to_own, place, with, way } => {
-                let program = if to_own { own } else { self.vcpu.gpr(9) };
-                let new = self.scene.vcpus[self.number].slots[usize::from(with)].encode(0);
-                self.patch(program + 8 * u64::from(place), &new.to_le_bytes(), way)?;
+            HostOp::Patch { own, place, with, way } => {
+                let program = self.vcpu.gpr(if own { 14 } else { 9 });
+                let new = self.scene.vcpus[self.number].slots[usize::from(with)];
+                let new = new.encode(0, self.scene.joined);
+                self.patch(program + 8 * u64::from(place), &new.to_le_bytes(), way)
             }
         }
-        self.vcpu.set_rip(GuestAddress(halt + 8));
-        Ok(())
     }
 
     fn write(&self, at: u64, bytes: &[u8]) -> Result<(), String> {

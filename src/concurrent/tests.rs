@@ -27,7 +27,7 @@ fn scene(first: &[Op], second: &[Op]) -> Scene {
     let slots = [Op::Constant { register: Register::Rax, value: 0x77 }, Op::Nothing];
     let program =
         |number, code: &[Op]| Program { values: first_values(number), slots, code: code.to_vec() };
-    let scene = Scene::new(false, [program(0, first), program(1, second)]);
+    let scene = Scene::new(false, false, [program(0, first), program(1, second)]);
     assert_eq!(scene.unsound(), None);
     scene
 }
@@ -121,7 +121,7 @@ fn seeded_scenes() {
     let mut watcher = Watcher::new(0).unwrap();
     for number in 0..24 {
         let scene = drawn(number);
-        if let Some(difference) = watcher.check(&scene, 1).unwrap() {
+        if let Some(difference) = watcher.check(&scene, 2).unwrap() {
             panic!("{}\n{}", print(&scene), difference.lines().join("\n"));
         }
     }

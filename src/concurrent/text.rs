@@ -3,6 +3,7 @@
 //! ```toml
 //! two-vcpus = 1
 //! one-page = false
+//! joined = true
 //!
 //! [[vcpu]]
 //! values = [0x11, 0x12, 0x13, 0x14] # rax, rdx, rbx, rsi
@@ -49,8 +50,9 @@ pub fn parse(text: &str) -> Result<Scene, String> {
 /// The text of a scene.
 #[must_use]
 pub fn print(scene: &Scene) -> String {
-    let mut text = format!("{KEY} = {}\none-page = {}\n", scene.two_vcpus, scene.one_page);
-    for program in &scene.vcpus {
+    let Scene { two_vcpus, one_page, joined, vcpus } = scene;
+    let mut text = format!("{KEY} = {two_vcpus}\none-page = {one_page}\njoined = {joined}\n");
+    for program in vcpus {
         text += &print_program(program);
     }
     text

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::concurrent::{Scene, Watcher, print};
 
 /// How often each pair of programs is run, in batches.
-const BATCHES: u64 = 1;
+const BATCHES: u64 = 2;
 
 /// Any bytes as two programs: what comes out when they run at the same time may come out.
 pub fn concurrent(bytes: &[u8]) {
