@@ -9,7 +9,7 @@ use super::summary::{ClusterRecord, Summary, share};
 const MAX_CLUSTER_LINES: usize = 24;
 
 impl Summary {
-    /// At most 41 lines for a terminal; the first says whether anything was found.
+    /// At most 40 lines for a terminal; the first says whether anything was found.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = self.verdict();

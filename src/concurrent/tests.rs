@@ -165,7 +165,7 @@ fn what_cannot_be_is_refused_with_a_reason() {
         print(&scene(&[Op::Patch { own: false, place: 0, with: 0, plain: false }], &[Op::Pause]));
     for (from, to, why) in [
         ("place = 0", "place = 1", "writes over what stays"),
-        ("place = 0", "place = 9", "out of range"),
+        ("place = 0", "place = 99", "out of range"),
         ("with = 0", "with = 2", "out of range"),
         ("plain = false", "plain = false, more = 1", "unexpected key"),
         ("two-vcpus = 1", "two-vcpus = 2", "unknown form 2"),
