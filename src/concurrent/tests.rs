@@ -161,10 +161,10 @@ fn scenes_survive_their_text_form() {
 
 #[test]
 fn what_cannot_be_is_refused_with_a_reason() {
-    let text =
-        print(&scene(&[Op::Patch { own: false, place: 0, with: 0, plain: false }], &[Op::Pause]));
+    let patch = Op::Patch { own: false, place: 0, with: 0, plain: false };
+    let text = print(&scene(&[patch], &[Op::Nothing, Op::Pause]));
     for (from, to, why) in [
-        ("place = 0", "place = 1", "writes over what stays"),
+        ("place = 0", "place = 2", "writes over what stays"),
         ("place = 0", "place = 99", "out of range"),
         ("with = 0", "with = 2", "out of range"),
         ("plain = false", "plain = false, more = 1", "unexpected key"),
