@@ -35,6 +35,7 @@ pub mod bench;
 pub mod campaign;
 pub mod case;
 pub mod code;
+pub mod concurrent;
 pub mod engine;
 pub mod exec;
 pub mod generate;

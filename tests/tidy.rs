@@ -5,20 +5,27 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each folder of `src` may use of the others.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("guest", &[]),
     ("os", &[]),
     ("memory", &["guest", "os"]),
     ("translate", &["guest"]),
     ("code", &["guest", "os", "translate"]),
     ("exec", &["code", "guest", "memory", "os", "translate"]),
+    ("concurrent", &["exec", "guest", "os"]),
     ("case", &["guest"]),
     ("engine", &["case", "exec", "guest", "memory", "os"]),
     ("generate", &["case", "guest"]),
     ("oracle", &["case", "engine", "guest"]),
-    ("campaign", &["case", "engine", "generate", "guest", "oracle", "os"]),
-    ("report", &["campaign", "case", "engine", "exec", "generate", "guest", "oracle"]),
-    ("properties", &["case", "engine", "exec", "generate", "guest", "memory", "oracle"]),
+    ("campaign", &["case", "concurrent", "engine", "generate", "guest", "oracle", "os"]),
+    (
+        "report",
+        &["campaign", "case", "concurrent", "engine", "exec", "generate", "guest", "oracle"],
+    ),
+    (
+        "properties",
+        &["case", "concurrent", "engine", "exec", "generate", "guest", "memory", "oracle"],
+    ),
     ("bench", &["case", "engine", "exec", "guest"]),
     ("cli", &[]),
 ];

@@ -16,7 +16,7 @@ use crate::bug::Test;
 use crate::workshop::Workshop;
 
 /// How long a campaign looks for a difference.
-const SECONDS: &str = "60";
+const TIME: Duration = Duration::from_secs(60);
 /// How long it may take to make the case of one small, and to end.
 const SLACK: Duration = Duration::from_secs(120);
 const LIMIT_TEST: Duration = Duration::from_secs(50);
@@ -98,8 +98,9 @@ impl Hunt {
     pub(crate) fn campaign(&self, program: &Path) -> Outcome {
         let mut command = Command::new(program);
         command.args(["fuzz", "--engines", "silicon,isolated:jit", "--workers", "1"]);
-        command.args(["--seconds", SECONDS, "--stop-at-first", "--out"]).arg(&self.folder);
-        let limit = Duration::from_secs(60) + SLACK;
+        command.args(["--stop-at-first", "--seconds", &TIME.as_secs().to_string()]);
+        command.arg("--out").arg(&self.folder);
+        let limit = TIME + SLACK;
         let Ended { status, seconds } = match self.run(command, limit) {
             Err(why) => return Outcome::failed(why),
             Ok(ended) => ended,

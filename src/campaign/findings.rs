@@ -11,6 +11,7 @@ use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use super::ClusterRecord;
 use super::case_file::write_finding;
 use super::folder::{FileError, Folder};
+use super::two_vcpus::SceneFile;
 use crate::case::Case;
 use crate::engine::Engine;
 use crate::engine::silicon::Silicon;
@@ -101,6 +102,26 @@ impl Findings {
         if let Some(folder) = folder {
             write_finding(folder, &hash, &case, silicon, engine, finding)?;
         }
+        self.lock().insert(key, Some(Example { hash, instructions }));
+        Ok(())
+    }
+
+    /// The same for a finding of two vCPUs, whose first example is made by `make`.
+    pub(super) fn note_scene(
+        &self,
+        key: FindingKey,
+        folder: Option<&Folder>,
+        make: impl FnOnce() -> SceneFile,
+    ) -> Result<(), FileError> {
+        match self.lock().entry(key.clone()) {
+            Entry::Occupied(_) => return Ok(()),
+            Entry::Vacant(place) => drop(place.insert(None)),
+        }
+        let file = make();
+        if let Some(folder) = folder {
+            file.write(folder)?;
+        }
+        let SceneFile { hash, instructions, .. } = file;
         self.lock().insert(key, Some(Example { hash, instructions }));
         Ok(())
     }

@@ -120,6 +120,8 @@ pub(super) fn join(first: Summary, second: Summary) -> Summary {
     let end = Sample { seconds: first.seconds, cases: first.cases };
     let mut samples = first.samples;
     samples.append(end, &second.samples);
+    let mut two_vcpus = first.two_vcpus;
+    two_vcpus.add(&second.two_vcpus);
     let mut runs = first.runs;
     for (name, more) in second.runs {
         let runs = runs.entry(name).or_default();
@@ -133,6 +135,7 @@ pub(super) fn join(first: Summary, second: Summary) -> Summary {
         generator: first.generator,
         runs,
         samples,
+        two_vcpus,
         seconds: first.seconds + second.seconds,
         cases: first.cases + second.cases,
         compared: first.compared + second.compared,

@@ -20,6 +20,7 @@ mod samples;
 mod summary;
 mod tally;
 mod text;
+mod two_vcpus;
 mod worker;
 
 use std::io;

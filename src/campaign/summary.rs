@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::{FileError, at};
 use super::{Ledger, Plan, Samples, Tally};
+use crate::concurrent::Counts;
 use crate::generate::Generator;
 use crate::oracle::compare::ComponentClass;
 use crate::oracle::judge::ClusterKey;
@@ -16,7 +17,7 @@ use crate::oracle::judge::ClusterKey;
 /// Name of the file in a campaign's folder.
 pub(super) const FILE: &str = "summary.json";
 /// What the runs of all engines together are called.
-const ALL: &str = "all";
+pub(super) const ALL: &str = "all";
 /// Name of the kind of program that has no structure.
 const RAW: &str = "Raw";
 
@@ -116,6 +117,9 @@ pub struct Summary {
     /// What the host did in them, by kind.
     #[serde(default)]
     pub actions: BTreeMap<String, u64>,
+    /// Scenes of two vCPUs in one memory, which are run beside the cases.
+    #[serde(default)]
+    pub two_vcpus: Counts,
     /// Cases by kind of program.
     pub kinds: BTreeMap<String, u64>,
     /// How silicon's runs ended.
@@ -226,6 +230,7 @@ impl Summary {
             plausible: tally.plausible,
             events_applied: tally.events_applied,
             actions: owned(tally.actions),
+            two_vcpus: tally.two_vcpus,
             kinds: tally.kinds.iter().map(|(kind, count)| (format!("{kind:?}"), *count)).collect(),
             stops: tally.stops.by_kind(),
             clusters,

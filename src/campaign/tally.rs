@@ -6,6 +6,7 @@ use std::mem::take;
 
 use super::findings::{FindingKey, Seen};
 use crate::case::{Action, Stop};
+use crate::concurrent::Counts;
 use crate::generate::{FormId, Program, ProgramKind};
 use crate::oracle::judge::Cost;
 
@@ -44,6 +45,8 @@ pub struct Tally {
     pub seen: BTreeMap<FindingKey, Seen>,
     /// Cost of each engine, silicon first.
     pub costs: Vec<Cost>,
+    /// What two vCPUs have run.
+    pub two_vcpus: Counts,
 }
 
 /// A count for each form, by its number: counting is what a campaign does most.
@@ -162,7 +165,9 @@ impl Tally {
             actions,
             seen,
             costs,
+            two_vcpus,
         } = other;
+        self.two_vcpus.add(&take(two_vcpus));
         for (count, more) in [
             (&mut self.cases, cases),
             (&mut self.compared, compared),

@@ -44,6 +44,7 @@ impl Summary {
             self.changed_and_rerun,
             self.traced
         );
+        self.line_of_two_vcpus(&mut text);
         let _ = writeln!(
             text,
             "differed only in undefined results: {}; as known differences do, not searched: {}",
@@ -62,6 +63,25 @@ impl Summary {
             (known, 0) => format!("NO UNEXPLAINED DIFFERENCE, {known} known ones\n"),
             (all, new) => format!("{new} UNEXPLAINED of {all} distinct differences\n"),
         }
+    }
+
+    fn line_of_two_vcpus(&self, text: &mut String) {
+        let counts = &self.two_vcpus;
+        if counts.scenes == 0 {
+            return;
+        }
+        let seconds = self.runs.get(super::summary::ALL).map_or(0.0, |all| all.seconds);
+        let part = if seconds > 0.0 { 100.0 * counts.seconds / seconds } else { 0.0 };
+        let _ = writeln!(
+            text,
+            "two vCPUs: {} scenes in {part:.0} % of the time, {} of which ended in several ways; {} rounds: \
+             {} overlapped for certain, {} changed code that the other ran",
+            counts.scenes,
+            counts.scenes_with_several,
+            counts.rounds,
+            counts.overlapping_rounds,
+            counts.changing_rounds
+        );
     }
 
     fn cluster_lines(&self, text: &mut String) {

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use arbitrary::Unstructured;
 
-use super::findings::Seen;
+use super::findings::{FindingKey, Seen};
 use super::folder::FileError;
 use super::pairs::{MnemonicPairs, Pair};
+use super::two_vcpus::{SceneFinding, TwoVcpus};
 use super::{MakeJudge, Shared, Tally};
 use crate::engine::Engine;
 use crate::generate::{Generator, Program, ProgramKind, choices};
@@ -36,6 +37,7 @@ pub(super) struct Worker<'a> {
     /// … to this worker.
     pairs: MnemonicPairs,
     buffer: Vec<u8>,
+    two_vcpus: Option<TwoVcpus>,
 }
 
 /// Case `number` of a seed.
@@ -65,8 +67,10 @@ impl<'a> Worker<'a> {
             tracing::warn!("a worker cannot be tied to one CPU: {error}");
         }
         let judge = make_judge()?;
+        let two_vcpus = TwoVcpus::new(&shared.plan.engines, index)?;
         let (tally, pairs) = (Tally::default(), MnemonicPairs::default());
-        Ok(Self { shared, index, judge, tally, new_pairs: Vec::new(), pairs, buffer: Vec::new() })
+        let (new_pairs, buffer) = (Vec::new(), Vec::new());
+        Ok(Self { shared, index, judge, tally, new_pairs, pairs, buffer, two_vcpus })
     }
 
     /// Judges cases until there are no more, or no time for them. If one fails, it and those since the
@@ -95,7 +99,45 @@ impl<'a> Worker<'a> {
         let shared = self.shared;
         let program = generate(&shared.generator, shared.plan.seed, number, &mut self.buffer);
         self.tally.program(&program);
-        self.judge_program(number, &program)
+        self.judge_program(number, &program)?;
+        self.judge_two_vcpus(number)
+    }
+
+    fn judge_two_vcpus(&mut self, number: u64) -> Result<(), FileError> {
+        let seed = self.shared.plan.seed;
+        let Some(two_vcpus) = &mut self.two_vcpus else { return Ok(()) };
+        let found = two_vcpus.check(seed, number, &mut self.buffer);
+        self.tally.two_vcpus.add(&two_vcpus.take_counts());
+        match found {
+            Ok(None) => Ok(()),
+            Ok(Some(finding)) => self.note_scene(number, finding),
+            Err(why) => {
+                self.tally.refuse(&format!("two vCPUs: {why}"));
+                Ok(())
+            }
+        }
+    }
+
+    fn note_scene(&mut self, number: u64, finding: SceneFinding) -> Result<(), FileError> {
+        let (shared, key) = (self.shared, (finding.key.clone(), false));
+        self.see(number, key.clone(), None);
+        let Some(two_vcpus) = &mut self.two_vcpus else { return Ok(()) };
+        let make = || two_vcpus.file(finding, shared.folder);
+        shared.findings.note_scene(key, shared.folder, make)?;
+        // What it took to make it small is no part of the campaign.
+        two_vcpus.take_counts();
+        Ok(())
+    }
+
+    /// Counts a distinct difference.
+    fn see(&mut self, number: u64, key: FindingKey, accepted: Option<Vec<&'static str>>) {
+        let shared = self.shared;
+        if shared.plan.stop_at_first && accepted.is_none() {
+            shared.progress.stop.store(true, Ordering::Relaxed);
+        }
+        let first_seconds = shared.seconds();
+        let seen = Seen { count: 1, first_case: number, first_seconds, accepted };
+        self.tally.see(key, seen);
     }
 
     fn judge_program(&mut self, number: u64, program: &Program) -> Result<(), FileError> {
@@ -156,16 +198,8 @@ impl<'a> Worker<'a> {
         finding: &Finding,
     ) -> Result<(), FileError> {
         let shared = self.shared;
-        if shared.plan.stop_at_first && finding.accepted.is_none() {
-            shared.progress.stop.store(true, Ordering::Relaxed);
-        }
-        let seen = Seen {
-            count: 1,
-            first_case: number,
-            first_seconds: shared.seconds(),
-            accepted: finding.row_names(),
-        };
-        self.tally.see((finding.key.clone(), finding.accepted.is_some()), seen);
+        let key = (finding.key.clone(), finding.accepted.is_some());
+        self.see(number, key, finding.row_names());
         let engine = self.judge.engines[index].as_mut();
         shared.findings.note(finding, (&mut self.judge.silicon, engine), shared.folder)
     }

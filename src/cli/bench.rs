@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 use tregion::bench::{self, Effort, Figure, Host, Race, Spread};
 
-use super::output::print;
+use super::output::{print, write};
 use super::{Failure, Found, bench_plot};
 
 /// What `bench` is given.
@@ -47,7 +47,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
     print(&mean("Unicorn to the JIT", of_unicorn))?;
     let all: Vec<&Figure> = kernels.iter().chain(&services).collect();
     if let Some(file) = &arguments.svg {
-        write(file, &bench_plot::svg(&all)?)?;
+        write(file, bench_plot::svg(&all)?)?;
     }
     if let Some(file) = &arguments.json {
         let value = json!({
@@ -61,13 +61,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
             "geomean_jit_over_native": of_jit,
             "geomean_unicorn_over_jit": of_unicorn,
         });
-        write(file, &(serde_json::to_string_pretty(&value)? + "\n"))?;
+        write(file, serde_json::to_string_pretty(&value)? + "\n")?;
     }
     Ok(Found::Nothing)
-}
-
-fn write(file: &Path, text: &str) -> Result<(), Failure> {
-    std::fs::write(file, text).map_err(|error| Failure(format!("{}: {error}", file.display())))
 }
 
 /// Figures of what computes, and of everything else.

@@ -6,7 +6,7 @@ use clap::Args;
 use tregion::case::text;
 use tregion::properties::Target;
 
-use super::output::print_bytes;
+use super::output::write_or_print;
 use super::{Failure, Found};
 
 /// What `convert` is given.
@@ -38,10 +38,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
         let case = arguments.target.case_of(&bytes).map_err(|error| fail(&error))?;
         text::print(&case).into_bytes()
     };
-    match &arguments.out {
-        Some(out) => std::fs::write(out, result)
-            .map_err(|error| Failure(format!("{}: {error}", out.display())))?,
-        None => print_bytes(&result)?,
-    }
+    write_or_print(arguments.out.as_deref(), result)?;
     Ok(Found::Nothing)
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tregion::campaign::{Campaign, Plan, Progress};
 
-use super::output::print;
+use super::output::{print, write};
 use super::{Failure, Found, engines};
 
 /// What `fuzz` is given.
@@ -96,8 +96,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
         campaign.run(&|| engines::judge(&names), &progress)
     })?;
     if let Some(file) = &arguments.json {
-        let text = serde_json::to_string_pretty(&summary)? + "\n";
-        std::fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))?;
+        write(file, serde_json::to_string_pretty(&summary)? + "\n")?;
     }
     print(&summary.text())?;
     if summary.compared == 0 {

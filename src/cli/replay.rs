@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tregion::campaign::{header, minimise_finding, side_by_side};
 use tregion::case::{Case, Outcome, text};
+use tregion::concurrent::{self, Watcher};
 use tregion::oracle::judge::{EngineVerdict, Finding, Judge, Verdict};
 
-use super::output::print;
+use super::output::{print, write_or_print};
 use super::{Failure, Found, engines};
 
 /// What `replay` is given.
@@ -38,11 +39,25 @@ pub(super) struct MinimizeArguments {
 const REPLAY_ENGINES: &str =
     if cfg!(feature = "unicorn") { "silicon,jit,unicorn:unfiltered" } else { "silicon,jit" };
 
+/// How often a scene of two vCPUs is run, in batches.
+const SCENE_BATCHES: u64 = 64;
+
+/// Names the file in an error.
+fn in_file<E: std::fmt::Display>(file: &Path) -> impl Fn(E) -> Failure {
+    move |error| Failure(format!("{}: {error}", file.display()))
+}
+
+fn read_text(file: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(file).map_err(in_file(file))
+}
+
 /// Reads a case; an error names the file, the line and the column.
 fn read(file: &Path) -> Result<Case, Failure> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| Failure(format!("{}: {error}", file.display())))?;
-    text::parse(&text).map_err(|error| Failure(format!("{}: {error}", file.display())))
+    let text = read_text(file)?;
+    if concurrent::is_scene(&text) {
+        return Err(in_file(file)("two vCPUs are made small when they are found, and not again"));
+    }
+    text::parse(&text).map_err(in_file(file))
 }
 
 pub(super) fn replay(arguments: &ReplayArguments) -> Result<Found, Failure> {
@@ -50,7 +65,14 @@ pub(super) fn replay(arguments: &ReplayArguments) -> Result<Found, Failure> {
     let mut found = Found::Nothing;
     let mut compared = 0;
     for file in &arguments.files {
-        let replayed = replay_one(&mut judge, &read(file)?);
+        let text = read_text(file)?;
+        let replayed = if concurrent::is_scene(&text) {
+            let scene = concurrent::parse(&text).map_err(in_file(file))?;
+            let has_jit = judge.engines.iter().any(|engine| engine.name() == "jit");
+            if has_jit { replay_scene(&scene)? } else { Replayed::of_no_jit() }
+        } else {
+            replay_one(&mut judge, &text::parse(&text).map_err(in_file(file))?)
+        };
         print(&format!("{}\n{}", file.display(), replayed.text))?;
         compared += replayed.compared;
         if replayed.differs {
@@ -70,6 +92,36 @@ struct Replayed {
     /// Engines compared with silicon.
     compared: usize,
     differs: bool,
+}
+
+impl Replayed {
+    fn of_no_jit() -> Self {
+        let text = "  two vCPUs at once is what `jit` alone can be asked\n".to_owned();
+        Self { text, ..Self::default() }
+    }
+}
+
+/// Runs two vCPUs at once, and shows an outcome that cannot be.
+fn replay_scene(scene: &concurrent::Scene) -> Result<Replayed, Failure> {
+    let mut watcher = Watcher::new(0)?;
+    let difference = watcher.check(scene, SCENE_BATCHES)?;
+    let counts = watcher.counts;
+    if counts.scenes == 0 {
+        let text = "  there are too many outcomes to find them all\n".to_owned();
+        return Ok(Replayed { text, ..Replayed::default() });
+    }
+    let mut text = format!(
+        "  two vCPUs: {} rounds, {} overlapped for certain\n",
+        counts.rounds, counts.overlapping_rounds
+    );
+    match &difference {
+        None => text += "  jit: each outcome is in the set\n",
+        Some(difference) => {
+            text += "  jit: an outcome that cannot be\n";
+            difference.lines().iter().for_each(|line| text += &format!("    {line}\n"));
+        }
+    }
+    Ok(Replayed { text, compared: 1, differs: difference.is_some() })
 }
 
 fn replay_one(judge: &mut Judge, case: &Case) -> Replayed {
@@ -145,10 +197,6 @@ pub(super) fn minimize(arguments: &MinimizeArguments) -> Result<Found, Failure> 
     let name = arguments.out.as_deref().unwrap_or(Path::new("FILE")).display();
     let replay = format!("tregion replay {name}");
     let text = header(&mut judge.silicon, engine, &small, &finding, &replay) + &text::print(&small);
-    match &arguments.out {
-        Some(file) => std::fs::write(file, text)
-            .map_err(|error| Failure(format!("{}: {error}", file.display())))?,
-        None => print(&text)?,
-    }
+    write_or_print(arguments.out.as_deref(), text)?;
     Ok(Found::Differences)
 }

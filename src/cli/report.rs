@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tregion::report::page;
 
-use super::output::print;
+use super::output::write_or_print;
 use super::{Failure, Found, engines};
 
 /// What `report` is given.
@@ -26,10 +26,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<Found, Failure> {
         name => engines::make(name, 1),
     };
     let page = page(&arguments.folder, &make)?;
-    match &arguments.out {
-        Some(file) => std::fs::write(file, page)
-            .map_err(|error| Failure(format!("{}: {error}", file.display())))?,
-        None => print(&page)?,
-    }
+    write_or_print(arguments.out.as_deref(), page)?;
     Ok(Found::Nothing)
 }

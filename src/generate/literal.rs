@@ -5,7 +5,7 @@
 use super::Generator;
 use super::choices::mix;
 use super::layout::{CODE, Layout, LayoutKind};
-use super::raw::{HALT, patch_out};
+use super::raw::{HALT, complete_code};
 use crate::case::Case;
 use crate::guest::PAGE_SIZE;
 
@@ -14,8 +14,6 @@ pub const MOST_LITERAL: usize = 512;
 
 /// Bytes before the border between the two pages of code.
 const BEFORE_BORDER: u64 = 48;
-/// Behind the program, so that its last instruction is whole.
-const TAIL: usize = 15;
 
 const LAYOUT: Layout = Layout {
     kind: LayoutKind::Straddle,
@@ -27,9 +25,8 @@ const LAYOUT: Layout = Layout {
 /// The case that executes `bytes`, but for instructions that are refused, which are no-operations.
 pub(super) fn generate(generator: &Generator, bytes: &[u8]) -> Case {
     let mut bytes = bytes[..bytes.len().min(MOST_LITERAL)].to_vec();
-    bytes.extend([HALT; TAIL]);
     let entry = LAYOUT.code + PAGE_SIZE - BEFORE_BORDER;
-    patch_out(generator, entry, &mut bytes, &mut Vec::new());
+    complete_code(generator, entry, &mut bytes, &mut Vec::new());
     let mut case = Case { mappings: LAYOUT.mappings(), ..Case::default() };
     case.objects = LAYOUT.objects(HALT, |length| {
         (0..length as u64 / 8).flat_map(|number| mix(number % 64).to_le_bytes()).collect()

@@ -20,6 +20,8 @@ const PREFIXES: [u8; 20] = [
 ];
 pub(super) const HALT: u8 = 0xf4;
 const NO_OPERATION: u8 = 0x90;
+/// Intel SDM volume 2, section 2.3.11.
+const MOST_INSTRUCTION_BYTES: usize = 15;
 
 const BACKWARD: Refusal =
     Refusal { reason: "a backward branch in raw code, which may never come to an end" };
@@ -39,10 +41,8 @@ pub(super) fn generate(generator: &Generator, mut choices: Choices) -> Program {
         mutated_instructions(generator, &mut writer)
     };
     writer.finish();
-    // What follows is code too, if the last instruction is cut off.
-    bytes.extend([HALT; 15]);
     let mut refused = Vec::new();
-    patch_out(generator, writer.entry, &mut bytes, &mut refused);
+    complete_code(generator, writer.entry, &mut bytes, &mut refused);
     writer.executed.clear();
     writer.refused = refused;
     let mut program = complete(generator, writer, case, ProgramKind::Raw);
@@ -102,14 +102,16 @@ fn mutate(choices: &mut Choices, bytes: &mut Vec<u8>) {
     }
 }
 
-/// Replaces by no-ops whatever is refused where decoding from the start, one instruction behind the
-/// other, comes to it. What only a branch into the middle of an instruction reaches is left.
-pub(super) fn patch_out(
+/// Ends code with halts, enough that its last instruction is whole, and replaces by no-ops whatever is
+/// refused where decoding from the start, one instruction behind the other, comes to it. What only a
+/// branch into the middle of an instruction reaches is left.
+pub(super) fn complete_code(
     generator: &Generator,
     entry: u64,
-    bytes: &mut [u8],
+    bytes: &mut Vec<u8>,
     refused: &mut Vec<Refusal>,
 ) {
+    bytes.extend([HALT; MOST_INSTRUCTION_BYTES]);
     let mut instruction = Instruction::default();
     let mut offset = 0;
     while offset < bytes.len() {

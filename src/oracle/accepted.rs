@@ -59,6 +59,12 @@ pub struct Accepted {
 }
 
 impl Accepted {
+    /// The row of this name, if this version has it.
+    #[must_use]
+    pub fn named(name: &str) -> Option<&'static Self> {
+        ACCEPTED.iter().find(|row| row.name == name)
+    }
+
     fn matches(&self, instruction: &Instruction) -> bool {
         match self.pattern {
             Pattern::Mnemonics(mnemonics) => mnemonics.contains(&instruction.mnemonic()),

@@ -7,6 +7,7 @@ use arbitrary::Unstructured;
 
 use super::mutate::{self, Cut};
 use crate::case::{Case, text};
+use crate::concurrent::{HEAD_RECORDS, MOST_RECORDS, RECORD_BYTES};
 use crate::generate::{Generator, HostFeatures, MOST_LITERAL, MOST_PIECES, PIECE_BYTES};
 
 /// A fuzz target.
@@ -142,9 +143,7 @@ impl Target {
                 Cut::Records { size: super::mapping::STEP_BYTES, most, head: 0 }
             }
             Self::Concurrent => {
-                let (size, most) =
-                    (super::concurrent::RECORD_BYTES, super::concurrent::MOST_RECORDS);
-                Cut::Records { size, most, head: super::concurrent::HEAD_RECORDS }
+                Cut::Records { size: RECORD_BYTES, most: MOST_RECORDS, head: HEAD_RECORDS }
             }
             Self::CaseText | Self::Differential => Cut::Bytes,
         }

@@ -7,7 +7,7 @@ use maud::{Markup, html};
 
 use super::grouped;
 use crate::campaign::{ClusterRecord, Summary};
-use crate::oracle::ACCEPTED;
+use crate::oracle::Accepted;
 
 /// What one row of the table explains of an engine.
 #[derive(Default)]
@@ -55,13 +55,12 @@ fn engine_table(summary: &Summary, engine: &str) -> Markup {
                         td {}
                     }
                     @for (name, share) in by_row(&clusters) {
-                        @let row = ACCEPTED.iter().find(|row| row.name == name);
                         tr {
                             th scope="row" { (name) }
                             td.number { (share.clusters) }
                             td.number { (grouped(share.cases)) }
-                            @if let Some(row) = row {
-                                td { (row.reason) " " span.aside { "[" (row.reference) "]" } }
+                            @if let Some(row) = Accepted::named(name) {
+                                td { (why(row)) }
                             } @else {
                                 td { "a row that this version does not have" }
                             }
@@ -77,6 +76,11 @@ fn engine_table(summary: &Summary, engine: &str) -> Markup {
             }
         }
     }
+}
+
+/// Why a row's difference is known, and where to read about it.
+pub(super) fn why(row: &Accepted) -> Markup {
+    html! { (row.reason) " " span.aside { "[" (row.reference) "]" } }
 }
 
 fn by_row<'a>(clusters: &[&'a ClusterRecord]) -> BTreeMap<&'a str, Share> {

@@ -11,6 +11,7 @@ use super::MakeEngine;
 use super::timeline::Timeline;
 use crate::campaign::{ClusterRecord, Summary};
 use crate::case::{Case, Outcome, text};
+use crate::concurrent::is_scene;
 use crate::engine::Engine;
 use crate::engine::jit::Jit;
 use crate::engine::silicon::{Silicon, Step};
@@ -102,6 +103,9 @@ fn read_case(folder: &Path, cluster: &ClusterRecord) -> Result<(Case, Vec<String
         cluster.case.as_ref().ok_or("the campaign was cut off while its case was made small")?;
     let path = folder.join(format!("{hash}.case"));
     let file = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    if is_scene(&file) {
+        return Err(format!("it has two vCPUs; `tregion replay {}` runs it again", path.display()));
+    }
     let case = text::parse(&file).map_err(|error| format!("{}: {error}", path.display()))?;
     let notes = file.lines().map_while(|line| line.strip_prefix('#'));
     Ok((case, notes.map(|line| line.strip_prefix(' ').unwrap_or(line).to_owned()).collect()))

@@ -4,6 +4,7 @@ use iced_x86::{Formatter, IntelFormatter, Mnemonic};
 use maud::{Markup, html};
 
 use super::bits::{marked, marked_text};
+use super::blame::why;
 use super::evidence::{Comparison, Evidence, Exhibit};
 use super::timeline::event_text;
 use super::{duration, grouped};
@@ -11,7 +12,7 @@ use crate::campaign::ClusterRecord;
 use crate::case::text;
 use crate::engine::silicon::Step;
 use crate::guest::State;
-use crate::oracle::ACCEPTED;
+use crate::oracle::Accepted;
 
 /// Lines of a listing.
 const MOST_LINES: usize = 48;
@@ -86,8 +87,8 @@ fn article(number: usize, evidence: &Evidence<'_>) -> Markup {
 fn reasons(cluster: &ClusterRecord) -> Markup {
     let rows = cluster.accepted.iter().flatten();
     html! {
-        @for row in rows.filter_map(|name| ACCEPTED.iter().find(|row| row.name == name)) {
-            p { "Known: " (row.reason) " " span.aside { "[" (row.reference) "]" } }
+        @for row in rows.filter_map(|name| Accepted::named(name)) {
+            p { "Known: " (why(row)) }
         }
     }
 }

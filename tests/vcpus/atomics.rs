@@ -156,6 +156,13 @@ fn arena(permissions: Permissions) -> Arena {
     arena
 }
 
+/// An arena whose counter is at `alias` too, above the window or in it.
+fn with_alias(alias: u64) -> (Arena, u64) {
+    let arena = arena(Permissions::ReadWrite);
+    arena.machine.alias(range(COUNTER, 2), GuestAddress(alias)).unwrap();
+    (arena, alias)
+}
+
 #[test]
 fn all_forms() {
     let _alone = alone();
@@ -187,8 +194,7 @@ fn bits_by_register_beside_a_counter() {
 #[test]
 fn bits_by_register_above_the_window_and_a_counter_below() {
     let _alone = alone();
-    let (arena, above) = (arena(Permissions::ReadWrite), 1 << 40);
-    arena.machine.alias(range(COUNTER, 2), GuestAddress(above)).unwrap();
+    let (arena, above) = with_alias(1 << 40);
     add_up("flipped bits above", &arena, [above, COUNTER], [flip, increment], wait);
 }
 
@@ -198,8 +204,7 @@ fn masked_stores_above_the_window() {
         return;
     }
     let _alone = alone();
-    let (arena, above) = (arena(Permissions::ReadWrite), 1 << 40);
-    arena.machine.alias(range(COUNTER, 2), GuestAddress(above)).unwrap();
+    let (arena, above) = with_alias(1 << 40);
     add_up("masked stores", &arena, [above, COUNTER], [masked, increment], wait);
 }
 
@@ -213,16 +218,14 @@ fn across_pages() {
 #[test]
 fn above_the_window() {
     let _alone = alone();
-    let (arena, above) = (arena(Permissions::ReadWrite), 1 << 40);
-    arena.machine.alias(range(COUNTER, 2), GuestAddress(above)).unwrap();
+    let (arena, above) = with_alias(1 << 40);
     add_up("above", &arena, [above; 2], [increment; 2], wait);
 }
 
 #[test]
 fn above_the_window_and_below() {
     let _alone = alone();
-    let (arena, above) = (arena(Permissions::ReadWrite), 1 << 40);
-    arena.machine.alias(range(COUNTER, 2), GuestAddress(above)).unwrap();
+    let (arena, above) = with_alias(1 << 40);
     add_up("above and below", &arena, [above, COUNTER], [increment; 2], wait);
 }
 
@@ -230,8 +233,7 @@ fn above_the_window_and_below() {
 #[test]
 fn where_a_hook_looks() {
     let _alone = alone();
-    let (arena, alias) = (arena(Permissions::ReadWrite), 0x90_0000);
-    arena.machine.alias(range(COUNTER, 2), GuestAddress(alias)).unwrap();
+    let (arena, alias) = with_alias(0x90_0000);
     let hooked = GuestAddress(COUNTER)..GuestAddress(COUNTER + 0x1000);
     // It takes its time, so that the other vCPU gets between the announced store and the store.
     arena.machine.hook_memory(hooked, |_| std::thread::yield_now()).unwrap();
