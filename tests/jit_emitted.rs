@@ -26,6 +26,8 @@ use tregion::translate::{Class, Request, TranslatedBlock, Translator, class};
 
 /// Sources translated, unless the environment says otherwise.
 const SOURCES: u64 = 40_000;
+/// Bad blocks after which there is enough to say.
+const ENOUGH: usize = 100;
 /// Most blocks of one source.
 const MOST_BLOCKS: usize = 12;
 
@@ -92,6 +94,9 @@ fn nothing_reaches_beyond_the_window_and_the_block() {
     let mut sources_of = Sources::new(1);
     let (mut figures, mut number, mut bad) = (Figures::default(), 0, Vec::new());
     for index in 0..sources() {
+        if bad.len() >= ENOUGH {
+            break;
+        }
         let source = sources_of.next(index);
         let variant = sources_of.below(8);
         let which = sources_of.below(4) as usize;
