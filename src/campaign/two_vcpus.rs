@@ -15,7 +15,7 @@ use crate::oracle::judge::ClusterKey;
 /// Which engine it is that has several vCPUs.
 const ENGINE: &str = "jit";
 /// A scene takes some hundred times as long as a case.
-const ONE_IN: u64 = 2048;
+const ONE_IN: u64 = 4096;
 /// How often a scene is run, in batches.
 const BATCHES: u64 = 1;
 
