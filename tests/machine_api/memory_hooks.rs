@@ -285,6 +285,49 @@ fn above_the_window_too() {
     assert_eq!(notes.take(), [read(offset, 8), write(offset, &one), write(offset, &[0; 8])]);
 }
 
+/// Operands from the last bytes of the address space on to the first ones. An atomic instruction that is
+/// never sure of its operand would not end, nor could it be kicked.
+#[test]
+fn around_the_end_of_the_address_space() {
+    let mut guest = guest(|a| {
+        a.lock().bts(qword_ptr(rdi), rax).unwrap();
+        a.lock().add(qword_ptr(rdi), rax).unwrap();
+        a.hlt().unwrap();
+    });
+    for page in [0, 0xffff_ffff_ffff_f000] {
+        let page = range(page, 1);
+        guest.machine.map(page, Permissions::ReadWrite).unwrap();
+    }
+    guest.vcpu.set_gpr(RDI, 3_u64.wrapping_neg());
+    guest.vcpu.set_gpr(RAX, 0x21);
+    let machine = guest.machine.clone();
+    let run = |hooked: bool| {
+        if hooked {
+            machine.hook_memory(.., |_| {}).unwrap();
+        }
+        guest.vcpu.set_rip(GuestAddress(CODE));
+        assert_eq!(guest.vcpu.run(None), Exit::Halt);
+    };
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            [false, true].into_iter().for_each(run);
+            done.send(()).unwrap();
+        });
+        let time = std::time::Duration::from_secs(60);
+        if ended.recv_timeout(time).is_err() {
+            eprintln!("it does not end");
+            std::process::exit(1);
+        }
+    });
+    let mut bytes = [0; 8];
+    machine.read(GuestAddress(3_u64.wrapping_neg()), &mut bytes[..3]).unwrap();
+    machine.read(GuestAddress(0), &mut bytes[3..]).unwrap();
+    // The bit that is set stays, and is added to each time.
+    let once = |word: u64| (word | 1 << 0x21) + 0x21;
+    assert_eq!(u64::from_le_bytes(bytes), once(once(0)));
+}
+
 #[test]
 fn a_long_string_instruction_keeps_nobody_from_the_machine() {
     const BYTES: u64 = 16 << 20;
