@@ -314,7 +314,7 @@ fn around_the_end_of_the_address_space() {
             [false, true].into_iter().for_each(run);
             done.send(()).unwrap();
         });
-        let time = std::time::Duration::from_secs(60);
+        let time = std::time::Duration::from_secs(20);
         if ended.recv_timeout(time).is_err() {
             eprintln!("it does not end");
             std::process::exit(1);
