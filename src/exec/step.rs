@@ -186,14 +186,14 @@ impl Vcpu {
                     if core.memory.is_trapped(guest) {
                         End::Step
                     } else {
-                        End::Go
+                        self.retry(guest)
                     }
                 }
                 _ => End::Exit(page_fault(core, guest, Access::Read)),
             };
         }
         match core.memory.write_fault(guest) {
-            Ok(WriteFault::Retry) => End::Go,
+            Ok(WriteFault::Retry) => self.retry(guest),
             Ok(WriteFault::Trapped) => End::Step,
             Ok(WriteFault::Watched(page)) => {
                 core.code_written(page);
@@ -203,6 +203,18 @@ impl Vcpu {
             Ok(WriteFault::Denied) => End::Exit(page_fault(core, guest, Access::Write)),
             Err(error) => End::Exit(Exit::Host { what: error.to_string() }),
         }
+    }
+
+    /// An allowed access has faulted at an address: something else has come first, and it is tried again.
+    /// If that does not help, it goes another way: kernels that emulate an instruction (UMIP) report its
+    /// operand's first byte, whichever could not be written.
+    fn retry(&mut self, address: GuestAddress) -> End {
+        let access = Some((self.pc, address));
+        if std::mem::replace(&mut self.retried, access) == access {
+            self.retried = None;
+            return End::Step;
+        }
+        End::Go
     }
 
     fn interpret_protection(&mut self, core: &Core, fault: Fault) -> End {

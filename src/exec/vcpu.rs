@@ -75,6 +75,8 @@ pub struct Vcpu {
     pub(super) first: u64,
     /// The x87 unit notes addresses of operands only of instructions with an unmasked exception.
     pub(super) notes_exceptions_only: bool,
+    /// The last access that faulted although it was allowed: instruction and address.
+    pub(super) retried: Option<(GuestAddress, GuestAddress)>,
     /// A memory hook has asked for the run to end behind the instruction.
     pub(super) stop_asked: Cell<bool>,
 }
@@ -139,6 +141,7 @@ impl Vcpu {
             within: None,
             first: 0,
             notes_exceptions_only: notes_exceptions_only(),
+            retried: None,
             stop_asked: Cell::new(false),
         };
         vcpu.reset_jump_cache();
