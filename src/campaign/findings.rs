@@ -11,7 +11,6 @@ use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use super::ClusterRecord;
 use super::case_file::write_finding;
 use super::folder::{FileError, Folder};
-use super::two_vcpus::SceneFile;
 use crate::case::Case;
 use crate::engine::Engine;
 use crate::engine::silicon::Silicon;
@@ -90,39 +89,31 @@ impl Findings {
         folder: Option<&Folder>,
     ) -> Result<(), FileError> {
         let key = (finding.key.clone(), finding.accepted.is_some());
+        self.first_of(key, || {
+            let (silicon, engine) = engines;
+            let case = minimise_finding(silicon, engine, finding);
+            let instructions = executed(silicon, &case) as u64;
+            let hash = case.content_hash();
+            if let Some(folder) = folder {
+                write_finding(folder, &hash, &case, silicon, engine, finding)?;
+            }
+            Ok(Example { hash, instructions })
+        })
+    }
+
+    /// Makes sure that a finding's cluster has an example: that of the first one is made by `make`.
+    pub(super) fn first_of(
+        &self,
+        key: FindingKey,
+        make: impl FnOnce() -> Result<Example, FileError>,
+    ) -> Result<(), FileError> {
         match self.lock().entry(key.clone()) {
             // There is one, or another worker is at it.
             Entry::Occupied(_) => return Ok(()),
             Entry::Vacant(place) => drop(place.insert(None)),
         }
-        let (silicon, engine) = engines;
-        let case = minimise_finding(silicon, engine, finding);
-        let instructions = executed(silicon, &case) as u64;
-        let hash = case.content_hash();
-        if let Some(folder) = folder {
-            write_finding(folder, &hash, &case, silicon, engine, finding)?;
-        }
-        self.lock().insert(key, Some(Example { hash, instructions }));
-        Ok(())
-    }
-
-    /// The same for a finding of two vCPUs, whose first example is made by `make`.
-    pub(super) fn note_scene(
-        &self,
-        key: FindingKey,
-        folder: Option<&Folder>,
-        make: impl FnOnce() -> SceneFile,
-    ) -> Result<(), FileError> {
-        match self.lock().entry(key.clone()) {
-            Entry::Occupied(_) => return Ok(()),
-            Entry::Vacant(place) => drop(place.insert(None)),
-        }
-        let file = make();
-        if let Some(folder) = folder {
-            file.write(folder)?;
-        }
-        let SceneFile { hash, instructions, .. } = file;
-        self.lock().insert(key, Some(Example { hash, instructions }));
+        let example = make()?;
+        self.lock().insert(key, Some(example));
         Ok(())
     }
 

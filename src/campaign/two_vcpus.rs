@@ -1,11 +1,14 @@
-//! The part of a campaign in which two vCPUs of the JIT run at the same time ([`crate::concurrent`]): beside one
-//! case in [`ONE_IN`] a scene is drawn, run and judged by the set of its outcomes. Such a finding has a file as
+//! The part of a campaign in which two vCPUs of the JIT run at the same time ([`crate::concurrent`]): beside some
+//! cases a scene is drawn, run and judged by the set of its outcomes. A case's number gives the scene; which
+//! numbers have one depends on how fast the campaign is ([`SHARE`]). Such a finding has a file as
 //! others have, which `tregion replay` runs again.
 
 use std::io;
+use std::time::Instant;
 
 use arbitrary::Unstructured;
 
+use super::findings::Example;
 use super::folder::{FileError, Folder};
 use crate::concurrent::{Counts, Difference, Op, Round, Scene, Watcher, print, smaller};
 use crate::generate::choices;
@@ -14,13 +17,20 @@ use crate::oracle::judge::ClusterKey;
 
 /// Which engine it is that has several vCPUs.
 const ENGINE: &str = "jit";
-/// A scene takes some hundred times as long as a case.
-const ONE_IN: u64 = 4096;
+/// A scene takes some hundred times as long as a case: beside one case in so many there may be one, …
+const ONE_IN: u64 = 64;
+/// … as long as scenes have had less than this part of the time.
+const SHARE: f64 = 0.08;
 /// How often a scene is run, in batches.
 const BATCHES: u64 = 1;
 
 /// What runs scenes in a worker.
-pub(super) struct TwoVcpus(Watcher);
+pub(super) struct TwoVcpus {
+    watcher: Watcher,
+    begun: Instant,
+    /// Seconds that scenes have had since then.
+    spent: f64,
+}
 
 /// What was found.
 pub(super) struct SceneFinding {
@@ -29,18 +39,14 @@ pub(super) struct SceneFinding {
     difference: Difference,
 }
 
-/// The example of a finding.
-pub(super) struct SceneFile {
-    pub hash: String,
-    pub instructions: u64,
-    text: String,
-}
-
 impl TwoVcpus {
     /// For the worker of this number, if the JIT is among the engines.
     pub(super) fn new(engines: &[String], worker: usize) -> io::Result<Option<Self>> {
         let has_jit = engines.iter().any(|name| name == ENGINE);
-        let make = || Watcher::new(worker).map(Self).map_err(io::Error::other);
+        let make = || {
+            let watcher = Watcher::new(worker).map_err(io::Error::other)?;
+            Ok(Self { watcher, begun: Instant::now(), spent: 0.0 })
+        };
         has_jit.then(make).transpose()
     }
 
@@ -51,52 +57,56 @@ impl TwoVcpus {
         number: u64,
         buffer: &mut Vec<u8>,
     ) -> Result<Option<SceneFinding>, String> {
-        if !number.is_multiple_of(ONE_IN) {
+        if !number.is_multiple_of(ONE_IN) || !self.is_due() {
             return Ok(None);
         }
         // The choices of a case with a number that no case has.
         choices(seed, !number, buffer);
         let scene = Scene::draw(&mut Unstructured::new(buffer));
-        let difference = self.0.check(&scene, BATCHES).map_err(|error| error.to_string())?;
+        let difference = self.watcher.check(&scene, BATCHES).map_err(|error| error.to_string())?;
         Ok(difference.map(|difference| {
             let key = key(&scene, &difference);
             SceneFinding { key, scene, difference }
         }))
     }
 
+    fn is_due(&self) -> bool {
+        self.spent <= SHARE * self.begun.elapsed().as_secs_f64()
+    }
+
     /// What was run since the last time.
     pub(super) fn take_counts(&mut self) -> Counts {
-        std::mem::take(&mut self.0.counts)
+        let counts = std::mem::take(&mut self.watcher.counts);
+        self.spent += counts.seconds;
+        counts
     }
 
-    /// The file of a finding, whose scene is made small.
-    pub(super) fn file(&mut self, finding: SceneFinding, folder: Option<&Folder>) -> SceneFile {
+    /// Makes the scene of a finding small and writes its file into the campaign's folder.
+    pub(super) fn example(
+        &mut self,
+        finding: SceneFinding,
+        folder: Option<&Folder>,
+    ) -> Result<Example, FileError> {
         let SceneFinding { key, scene, difference } = finding;
         let as_found = (scene.clone(), difference.clone());
-        let (scene, difference) = smaller(&mut self.0, &scene, difference).unwrap_or(as_found);
-        let body = print(&scene);
-        let hash = blake3::hash(body.as_bytes()).to_hex()[..16].to_owned();
-        let mut text = format!("# {key}\n");
-        difference.lines().iter().for_each(|line| text += &format!("# {line}\n"));
-        if let Some(folder) = folder {
-            let path = folder.path().join(name(&hash));
-            text += &format!("# replay: tregion replay {}\n\n", path.display());
-        }
+        let (scene, difference) =
+            smaller(&mut self.watcher, &scene, difference).unwrap_or(as_found);
+        // What that took is no part of the campaign.
+        self.watcher.counts = Counts::default();
         let instructions = scene.vcpus.iter().flat_map(|program| &program.code);
         let instructions = instructions.filter(|op| **op != Op::Nothing).count() as u64;
-        SceneFile { hash, instructions, text: text + &body }
+        let body = print(&scene);
+        let hash = blake3::hash(body.as_bytes()).to_hex()[..16].to_owned();
+        if let Some(folder) = folder {
+            let name = format!("{hash}.case");
+            let mut text = format!("# {key}\n");
+            difference.lines().iter().for_each(|line| text += &format!("# {line}\n"));
+            let path = folder.path().join(&name);
+            text += &format!("# replay: tregion replay {}\n\n{body}", path.display());
+            folder.write(&name, text.as_bytes())?;
+        }
+        Ok(Example { hash, instructions })
     }
-}
-
-impl SceneFile {
-    /// Writes it into the campaign's folder.
-    pub(super) fn write(&self, folder: &Folder) -> Result<(), FileError> {
-        folder.write(&name(&self.hash), self.text.as_bytes())
-    }
-}
-
-fn name(hash: &str) -> String {
-    format!("{hash}.case")
 }
 
 /// What makes a finding the same as another.

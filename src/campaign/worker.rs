@@ -122,11 +122,7 @@ impl<'a> Worker<'a> {
         let (shared, key) = (self.shared, (finding.key.clone(), false));
         self.see(number, key.clone(), None);
         let Some(two_vcpus) = &mut self.two_vcpus else { return Ok(()) };
-        let make = || two_vcpus.file(finding, shared.folder);
-        shared.findings.note_scene(key, shared.folder, make)?;
-        // What it took to make it small is no part of the campaign.
-        two_vcpus.take_counts();
-        Ok(())
+        shared.findings.first_of(key, || two_vcpus.example(finding, shared.folder))
     }
 
     /// Counts a distinct difference.

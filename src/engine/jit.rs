@@ -115,7 +115,7 @@ impl Jit {
         Self::hooked("jit", Hooked::Nothing)
     }
 
-    /// An engine called `name`, in whose machines everything is hooked.
+    /// An engine called `name`, in whose machines so much is hooked.
     pub fn hooked(name: &str, hooked: Hooked) -> Result<Self, MachineError> {
         let memory = CaseMemory::new()?;
         let size = memory.file().metadata()?.len();
