@@ -22,12 +22,55 @@ use checker::{Complaint, Figures, check, decode};
 use iced_x86::{Code, Decoder, DecoderOptions, OpKind, Register};
 use sources::{Source, Sources};
 use tregion::guest::GuestAddress;
-use tregion::translate::{Class, Request, TranslatedBlock, Translator, class};
+use tregion::translate::{
+    Class, Exit, Relocation, Request, SideEntry, TranslatedBlock, Translator, X87Opcode, class,
+};
 
 /// Sources translated, unless the environment says otherwise.
 const SOURCES: u64 = 40_000;
 /// Most blocks of one source.
 const MOST_BLOCKS: usize = 12;
+
+/// A block that lives longer than its translator's next.
+#[derive(Clone)]
+struct Owned {
+    code: Vec<u8>,
+    exits: Vec<Exit>,
+    relocations: Vec<Relocation>,
+    side_table: Vec<SideEntry>,
+    x87_opcodes: Vec<X87Opcode>,
+    guest_bytes: u32,
+    instructions: u16,
+    truncated: bool,
+}
+
+impl Owned {
+    fn of(block: &TranslatedBlock<'_>) -> Self {
+        Self {
+            code: block.code.to_vec(),
+            exits: block.exits.to_vec(),
+            relocations: block.relocations.to_vec(),
+            side_table: block.side_table.to_vec(),
+            x87_opcodes: block.x87_opcodes.to_vec(),
+            guest_bytes: block.guest_bytes,
+            instructions: block.instructions,
+            truncated: block.truncated,
+        }
+    }
+
+    fn block(&self) -> TranslatedBlock<'_> {
+        TranslatedBlock {
+            code: &self.code,
+            exits: &self.exits,
+            relocations: &self.relocations,
+            side_table: &self.side_table,
+            x87_opcodes: &self.x87_opcodes,
+            guest_bytes: self.guest_bytes,
+            instructions: self.instructions,
+            truncated: self.truncated,
+        }
+    }
+}
 
 fn sources() -> u64 {
     let given = std::env::var("TREGION_EMITTED_SOURCES").ok();
@@ -41,7 +84,7 @@ fn blocks(
     source: &Source,
     (variant, bits): (u64, u32),
     refused: &mut Vec<String>,
-) -> Vec<TranslatedBlock> {
+) -> Vec<Owned> {
     let mut blocks = Vec::new();
     let mut done = 0;
     while done < source.code.len() && blocks.len() < MOST_BLOCKS {
@@ -57,7 +100,8 @@ fn blocks(
             checked: variant & 2 != 0 && pc.0 < 1 << bits,
             single_pass: false,
         };
-        let block = match catch_unwind(AssertUnwindSafe(|| translator.block(&request))) {
+        let block = match catch_unwind(AssertUnwindSafe(|| Owned::of(&translator.block(&request))))
+        {
             Ok(block) => block,
             Err(_) => {
                 *translator = Translator::new(bits);
@@ -77,11 +121,16 @@ fn text(code: &[u8], at: u64) -> String {
     lines.map(|instruction| format!("\n    {:x} {instruction}", instruction.ip())).collect()
 }
 
-fn report(complaints: &[Complaint], block: &TranslatedBlock, source: &Source, bits: u32) -> String {
+fn report(
+    complaints: &[Complaint],
+    block: &TranslatedBlock<'_>,
+    source: &Source,
+    bits: u32,
+) -> String {
     let complaints: String =
         complaints.iter().map(|it| format!("\n  {:x} {}", it.offset, it.what)).collect();
     let guest = text(&source.code, source.pc);
-    let host = text(&block.code, 0);
+    let host = text(block.code, 0);
     format!("{complaints}\n  window of 2^{bits}; guest{guest}\n  host{host}")
 }
 
@@ -102,11 +151,11 @@ fn nothing_reaches_beyond_the_window_and_the_block() {
         let which = sources_of.below(4) as usize;
         let translator = &mut translators[which];
         for block in blocks(translator, &source, (variant, bits[which]), &mut bad) {
-            let (complaints, of_block) = check(&block, bits[which]);
+            let (complaints, of_block) = check(&block.block(), bits[which]);
             figures.add(&of_block);
             number += 1;
             if !complaints.is_empty() {
-                bad.push(report(&complaints, &block, &source, bits[which]));
+                bad.push(report(&complaints, &block.block(), &source, bits[which]));
             }
         }
     }
@@ -157,7 +206,7 @@ fn nor_do_single_instructions() {
 }
 
 /// Ways to spoil code. Each gives the spoilt block, if there is a place for it.
-type Spoiler = (&'static str, fn(&TranslatedBlock) -> Option<TranslatedBlock>);
+type Spoiler = (&'static str, fn(&Owned) -> Option<Owned>);
 
 const SPOILERS: [Spoiler; 8] = [
     ("a probe is left out", |block| {
@@ -212,7 +261,7 @@ const SPOILERS: [Spoiler; 8] = [
     }),
     ("an exit has no stub", |block| {
         let (_, kept) = block.relocations.split_last()?;
-        Some(TranslatedBlock { relocations: kept.into(), ..block.clone() })
+        Some(Owned { relocations: kept.into(), ..block.clone() })
     }),
     ("the jump cache is missed", |block| {
         replace(
@@ -237,10 +286,10 @@ fn indexed(instruction: &iced_x86::Instruction) -> bool {
 
 /// The block with the last instruction that `wanted` takes changed by `change`.
 fn replace(
-    block: &TranslatedBlock,
+    block: &Owned,
     wanted: impl Fn(&iced_x86::Instruction) -> bool,
     change: impl Fn(&mut [u8]),
-) -> Option<TranslatedBlock> {
+) -> Option<Owned> {
     let code = decode(&block.code);
     let found = code.iter().rev().find(|instruction| wanted(instruction))?;
     let mut spoilt = block.clone();
@@ -259,12 +308,12 @@ fn spoilt_code_is_seen() {
         for index in 0..2_000 {
             let source = sources_of.next(index);
             for block in blocks(&mut translator, &source, (0, 46), &mut Vec::new()) {
-                if !check(&block, 46).0.is_empty() {
+                if !check(&block.block(), 46).0.is_empty() {
                     continue;
                 }
                 let Some(block) = spoil(&block) else { continue };
                 spoilt += 1;
-                seen += u64::from(!check(&block, 46).0.is_empty());
+                seen += u64::from(!check(&block.block(), 46).0.is_empty());
             }
         }
         println!("{name}: {seen} of {spoilt}");
@@ -274,7 +323,7 @@ fn spoilt_code_is_seen() {
     }
 }
 
-fn translate(bytes: &[u8]) -> TranslatedBlock {
+fn translate(bytes: &[u8]) -> Owned {
     let source = Source { pc: 0x40_0000, code: bytes.to_vec() };
     blocks(&mut Translator::new(46), &source, (0, 46), &mut Vec::new()).swap_remove(0)
 }
@@ -283,7 +332,7 @@ fn translate(bytes: &[u8]) -> TranslatedBlock {
 #[test]
 fn ignored_prefixes_do_not_hide_a_segment() {
     let block = translate(&[0x40, 0x64, 0x8b, 0x03, 0xf4]);
-    assert_eq!(check(&block, 46).0, []);
+    assert_eq!(check(&block.block(), 46).0, []);
 }
 
 /// An x87 store whose exception is not masked does not access its operand and does not fault,
@@ -295,7 +344,7 @@ fn a_store_that_may_not_take_place_shows_nothing() {
         0xd9, 0x2e, 0xdd, 0x13, 0xdb, 0xe2, 0x48, 0x83, 0xc6, 0x02, 0x48, 0x81, 0xc3, 0x00, 0xff,
         0xff, 0x3f, 0x48, 0xff, 0xc9, 0x75, 0xea, 0xf4,
     ];
-    assert_eq!(check(&translate(&code), 46).0, []);
+    assert_eq!(check(&translate(&code).block(), 46).0, []);
 }
 
 /// A store under a mask shows nothing either, so that its index may lead anywhere after a few passes.
@@ -306,7 +355,7 @@ fn a_masked_store_in_a_loop_shows_nothing() {
         0xc4, 0xe2, 0x7d, 0x2e, 0x0c, 0xcb, 0x48, 0x81, 0xc1, 0xff, 0xff, 0xff, 0x07, 0x48, 0xff,
         0xca, 0x75, 0xee, 0xf4,
     ];
-    assert_eq!(check(&translate(&code), 46).0, []);
+    assert_eq!(check(&translate(&code).block(), 46).0, []);
 }
 
 /// What an opcode writes besides its operands is the same whatever they were the first time.
@@ -314,8 +363,8 @@ fn a_masked_store_in_a_loop_shows_nothing() {
 fn what_is_written_besides_operands_is_forgotten() {
     // cmpxchg rax,rax; mov ecx,[rax]; cmpxchg [rbx],rdx; mov ecx,[rax]
     let compare = [0x48, 0x0f, 0xb1, 0xc0, 0x8b, 0x08, 0x48, 0x0f, 0xb1, 0x13, 0x8b, 0x08, 0xf4];
-    assert_eq!(check(&translate(&compare), 46).0, []);
+    assert_eq!(check(&translate(&compare).block(), 46).0, []);
     // mul rdx; mov ecx,[rdx]; mul rbx; mov ecx,[rdx]
     let multiply = [0x48, 0xf7, 0xe2, 0x8b, 0x0a, 0x48, 0xf7, 0xe3, 0x8b, 0x0a, 0xf4];
-    assert_eq!(check(&translate(&multiply), 46).0, []);
+    assert_eq!(check(&translate(&multiply).block(), 46).0, []);
 }

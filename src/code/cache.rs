@@ -23,38 +23,36 @@ use crate::translate::{CODE_ALIGNMENT, ENTRY, Stub, TranslatedBlock};
 /// See the file's head.
 #[derive(Debug)]
 pub(crate) struct CodeCache {
-    arena: Arena,
+    pub(super) arena: Arena,
     /// Offset in the arena of each stub.
-    stubs: [u32; Stub::ALL.len()],
-    lookups: Arc<Lookups>,
-    epoch: Epoch,
+    pub(super) stubs: [u32; Stub::ALL.len()],
+    pub(super) lookups: Arc<Lookups>,
+    pub(super) epoch: Epoch,
     /// Whoever changes the cache, in the epoch.
-    changer: Participant,
+    pub(super) changer: Participant,
     /// Those that are retired too, until they go.
-    regions: FxHashMap<RegionId, Region>,
-    limbo: Limbo<RegionId>,
+    pub(super) regions: FxHashMap<RegionId, Region>,
+    pub(super) limbo: Limbo<RegionId>,
     /// By number of a guest page: the region that it lies in, …
-    table: FxHashMap<u64, RegionId>,
+    pub(super) table: FxHashMap<u64, RegionId>,
     /// … and those whose blocks reach into it from another.
-    straddling: FxHashMap<u64, Vec<RegionId>>,
+    pub(super) straddling: FxHashMap<u64, Vec<RegionId>>,
     /// By number of a guest page: retired regions that it lay in, the last one last.
-    former: FxHashMap<u64, VecDeque<RegionId>>,
+    pub(super) former: FxHashMap<u64, VecDeque<RegionId>>,
     /// By chunk: whose it is, and which of its chunks.
-    owners: Vec<Option<(RegionId, usize)>>,
-    next: u64,
-    figures: Figures,
+    pub(super) owners: Vec<Option<(RegionId, usize)>>,
+    /// Regions that nobody needs, whose memory others are to have.
+    pub(super) spare: Vec<Region>,
+    pub(super) next: u64,
+    /// How often memory was to be reclaimed.
+    pub(super) reclaims: u64,
+    pub(super) figures: Figures,
 }
 
 /// What any thread may read of a code cache at any time.
 #[derive(Debug)]
-pub(crate) struct Lookups(Table<u64>);
+pub(crate) struct Lookups(pub(super) Table<u64>);
 
-/// Retired regions of a page whose blocks can be adopted, …
-const FORMER_OF_PAGE: usize = 3;
-/// … and pages that have such.
-const MOST_FORMER: usize = 1 << 12;
-/// One part in this many of the memory in use is retired when there is no room.
-const PART_RETIRED: usize = 4;
 /// Opcodes with a 32-bit displacement.
 const CALL: u8 = 0xe8;
 const JUMP: u8 = 0xe9;
@@ -73,6 +71,10 @@ impl Lookups {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Located<'a> {
     pub(crate) block: &'a Block,
+    /// As it was translated.
+    pub(crate) translated: TranslatedBlock<'a>,
+    #[cfg(test)]
+    pub(crate) source: Source<'a>,
     /// Offset from the block's first byte of code.
     pub(crate) offset: u32,
 }
@@ -97,7 +99,9 @@ impl CodeCache {
             straddling: FxHashMap::default(),
             former: FxHashMap::default(),
             owners: Vec::new(),
+            spare: Vec::new(),
             next: 0,
+            reclaims: 0,
             figures: Figures::default(),
         }
     }
@@ -119,7 +123,7 @@ impl CodeCache {
         self.epoch.clone()
     }
 
-    /// Has memory come back sooner.
+    /// Has memory come back sooner, and first of all what was retired lately.
     pub(crate) fn hurry(&mut self) {
         self.changer.hurry();
     }
@@ -166,7 +170,11 @@ impl CodeCache {
             let before = self.table.insert(page, id);
             debug_assert!(before.is_none(), "a page lies in one region");
         }
-        self.regions.insert(id, Region::new(span));
+        let region = match self.spare.pop() {
+            Some(spare) => spare.renewed(span),
+            None => Region::new(span),
+        };
+        self.regions.insert(id, region);
         id
     }
 
@@ -176,20 +184,20 @@ impl CodeCache {
         &mut self,
         id: RegionId,
         key: Key,
-        translated: Arc<TranslatedBlock>,
-        source: Option<Source>,
+        translated: &TranslatedBlock<'_>,
+        source: Source<'_>,
         jumps: bool,
     ) -> Result<u64, Full> {
         let offset = self.allocate(id, translated.code.len())?;
-        self.place(offset, &translated);
+        self.place(offset, translated);
         self.note_straddling(id, key.pc, translated.guest_bytes);
         let region = self.regions.get_mut(&id).expect("the caller has just found it");
-        let number = region.add(Block { key, offset, translated, source, previous: None });
+        let number = region.add(key, offset, translated, source);
         Ok(self.publish(id, number, jumps))
     }
 
     /// Notes that a block was translated, not found.
-    pub(crate) fn count(&mut self, block: &TranslatedBlock) {
+    pub(crate) fn count(&mut self, block: &TranslatedBlock<'_>) {
         self.figures.translations += 1;
         self.figures.instructions += u64::from(block.instructions);
         self.figures.guest_bytes += u64::from(block.guest_bytes);
@@ -226,11 +234,8 @@ impl CodeCache {
         bytes: &[u8],
         checked: bool,
     ) -> Option<Result<u64, Full>> {
-        let is_it = |block: &Block| {
-            block.source.as_ref().is_some_and(|source| source.is_in(bytes, checked))
-        };
         let region = self.regions.get(&id)?;
-        if let Some(number) = region.version(key, is_it) {
+        if let Some(number) = region.version(key, bytes, checked) {
             let offset = region.blocks[number as usize].offset;
             self.arena.patch_entry(offset, ENTRY);
             self.figures.blocks_revived += 1;
@@ -241,13 +246,16 @@ impl CodeCache {
             return None;
         }
         let former = self.former.get(&page(key.pc))?;
-        let found = former.iter().rev().find_map(|other| {
-            let other = self.regions.get(other).filter(|other| other.span == region.span)?;
-            let number = other.version(key, is_it)?;
-            Some(&other.blocks[number as usize])
+        let (other, number) = former.iter().rev().find_map(|id| {
+            let other = self.regions.get(id).filter(|other| other.span == region.span)?;
+            Some((*id, other.version(key, bytes, checked)?))
         })?;
-        let (translated, source) = (Arc::clone(&found.translated), found.source.clone());
-        let inserted = self.insert(id, key, translated, source, true);
+        // Out of the list, so that the new one can be changed beside it.
+        let other_region = self.regions.remove(&other).expect("it was just found");
+        let found = &other_region.blocks[number as usize];
+        let (translated, source) = (other_region.translated(found), other_region.source(found));
+        let inserted = self.insert(id, key, &translated, source, true);
+        self.regions.insert(other, other_region);
         self.figures.blocks_adopted += u64::from(inserted.is_ok());
         Some(inserted)
     }
@@ -259,14 +267,22 @@ impl CodeCache {
     }
 
     /// Writes a block's code to `offset` of the arena and resolves its calls of stubs.
-    pub(crate) fn place(&mut self, offset: usize, block: &TranslatedBlock) {
-        self.arena.write(offset, &block.code);
-        for relocation in &block.relocations {
+    fn place(&mut self, offset: usize, block: &TranslatedBlock<'_>) {
+        self.arena.write(offset, block.code);
+        for relocation in block.relocations {
             let place = offset + relocation.offset as usize;
             let stub = i64::from(self.stubs[relocation.stub as usize]);
             let distance = stub - (place + 4) as i64;
             self.arena.write(place, &(distance as i32).to_le_bytes());
         }
+    }
+
+    /// The same for a block at an offset that is nobody else's, for which nothing is noted. Gives its host
+    /// address.
+    pub(crate) fn place_once(&mut self, offset: usize, block: &TranslatedBlock<'_>) -> u64 {
+        assert!(block.code.len() <= CHUNK_BYTES, "one instruction fits into a chunk");
+        self.place(offset, block);
+        self.arena.address(offset)
     }
 
     /// Space in a region's last chunk, or in a new one.
@@ -275,7 +291,7 @@ impl CodeCache {
         let region = self.regions.get_mut(&id).expect("the caller has just found it");
         if region.chunks.is_empty() || region.fill + length > CHUNK_BYTES {
             let chunk = self.arena.take().ok_or(Full)?;
-            region.chunks.push((chunk, Vec::new()));
+            region.chunks.push((chunk, region.blocks.len() as u32));
             region.fill = 0;
             let index = chunk.0 as usize;
             self.owners.resize(self.owners.len().max(index + 1), None);
@@ -300,8 +316,15 @@ impl CodeCache {
     pub(crate) fn locate(&self, address: u64) -> Option<Located<'_>> {
         let offset = self.arena.offset(address)?;
         let (region, chunk) = (*self.owners.get(offset / CHUNK_BYTES)?)?;
-        let block = self.regions.get(&region)?.block_at(chunk, offset)?;
-        Some(Located { block, offset: (offset - block.offset) as u32 })
+        let region = self.regions.get(&region)?;
+        let block = region.block_at(chunk, offset)?;
+        Some(Located {
+            block,
+            translated: region.translated(block),
+            #[cfg(test)]
+            source: region.source(block),
+            offset: (offset - block.offset) as u32,
+        })
     }
 
     /// Points a direct jump of the block at `from` at `target`, if that is in the same region: not if
@@ -340,143 +363,6 @@ impl CodeCache {
         }
         self.figures.blocks_invalidated != before
     }
-
-    /// Retires every region that has to do with a guest page; whether there was one.
-    pub(crate) fn retire_page(&mut self, address: GuestAddress) -> bool {
-        let own = self.table.get(&page(address)).copied();
-        let others = self.straddling.get(&page(address)).cloned().unwrap_or_default();
-        let mut any = false;
-        for id in own.into_iter().chain(others) {
-            any |= self.retire(id);
-        }
-        any
-    }
-
-    /// Retires regions until a quarter of the memory in use is retired; whether that was still to be done.
-    /// First go those that no lookup has come to since the last time, and the oldest before others. Lookups
-    /// come again to those that are in use, since the vCPUs then empty their jump caches.
-    pub(crate) fn retire_cold(&mut self) -> bool {
-        let chunks = |region: &Region| region.chunks.len();
-        let all: usize = self.regions.values().map(chunks).sum();
-        let mut living: Vec<(bool, RegionId, usize)> = self
-            .regions
-            .iter()
-            .filter(|(_, region)| !region.retired && !region.chunks.is_empty())
-            .map(|(id, region)| (region.live.used.is_set(), *id, chunks(region)))
-            .collect();
-        living.sort_unstable();
-        let mut retired = all - living.iter().map(|(_, _, chunks)| chunks).sum::<usize>();
-        if retired * PART_RETIRED >= all {
-            // It will be room, and nobody has had time to look up anything.
-            return false;
-        }
-        for (_, id, chunks) in living {
-            if retired * PART_RETIRED >= all {
-                self.regions[&id].live.used.clear();
-            } else {
-                self.retire(id);
-                retired += chunks;
-            }
-        }
-        true
-    }
-
-    /// Retires every region.
-    pub(crate) fn retire_all(&mut self) {
-        let all: Vec<RegionId> = self.regions.keys().copied().collect();
-        for id in all {
-            self.retire(id);
-        }
-        self.forget_former();
-    }
-
-    /// Keeps nothing of retired regions but what vCPUs may be in.
-    fn forget_former(&mut self) {
-        self.former.clear();
-        self.regions.retain(|_, region| {
-            region.kept = 0;
-            !region.retired || !region.chunks.is_empty()
-        });
-    }
-
-    /// Takes a region out of all lookups; whether it was there. The caller then asks every vCPU to come
-    /// out.
-    fn retire(&mut self, id: RegionId) -> bool {
-        let region = self.regions.get_mut(&id).filter(|region| !region.retired);
-        let Some(region) = region else { return false };
-        let guard = self.changer.pin();
-        region.retired = true;
-        region.live.retire();
-        for page in &region.pages {
-            self.lookups.0.remove(*page, &region.live, &guard);
-        }
-        for page in page(region.span.0)..=page(region.span.1) {
-            self.table.remove(&page);
-        }
-        for page in &region.straddled {
-            if let Some(ids) = self.straddling.get_mut(page) {
-                ids.retain(|other| *other != id);
-                if ids.is_empty() {
-                    self.straddling.remove(page);
-                }
-            }
-        }
-        for page in &region.pages {
-            self.former.entry(*page).or_default().push_back(id);
-            region.kept += 1;
-        }
-        self.figures.regions_retired += 1;
-        self.limbo.retire(id, &guard);
-        true
-    }
-
-    /// Gives back the memory of retired regions that no vCPU can be in any more. Of each page, the
-    /// blocks of some regions are kept, to be adopted.
-    pub(crate) fn reclaim(&mut self) {
-        self.limbo.settle(&self.changer.pin());
-        let returned = self.limbo.returned();
-        if returned.is_empty() {
-            return;
-        }
-        for id in returned {
-            // One without a block may be forgotten by now.
-            let Some(region) = self.regions.get_mut(&id) else { continue };
-            for (chunk, _) in std::mem::take(&mut region.chunks) {
-                self.owners[chunk.0 as usize] = None;
-                self.arena.give_back(chunk);
-                self.figures.reclaimed_bytes += CHUNK_BYTES as u64;
-            }
-            self.figures.regions_reclaimed += 1;
-            if region.kept == 0 {
-                self.regions.remove(&id);
-                continue;
-            }
-            for page in std::mem::take(&mut region.pages) {
-                self.limit_former(page);
-            }
-        }
-        if self.former.len() > MOST_FORMER {
-            self.forget_former();
-        }
-    }
-
-    /// Lets go of regions that a page lay in long ago.
-    fn limit_former(&mut self, page: u64) {
-        let Some(former) = self.former.get_mut(&page) else { return };
-        while former.len() > FORMER_OF_PAGE {
-            let Some(id) = former.pop_front() else { return };
-            let Some(region) = self.regions.get_mut(&id) else { continue };
-            region.kept -= 1;
-            if region.kept == 0 && region.chunks.is_empty() {
-                self.regions.remove(&id);
-            }
-        }
-    }
-
-    /// Retired regions that are not reclaimed.
-    pub(crate) fn waiting(&self) -> usize {
-        self.limbo.count()
-    }
 }
 
 /// A transfer of control from `from` to `to`, both in the arena.
@@ -486,6 +372,6 @@ fn transfer(opcode: u8, from: usize, to: usize) -> [u8; 5] {
     [opcode, a, b, c, d]
 }
 
-fn page(address: GuestAddress) -> u64 {
+pub(super) fn page(address: GuestAddress) -> u64 {
     address.0 / PAGE_SIZE
 }

@@ -86,6 +86,10 @@ impl<B: Bell> Gate<B> {
         self.passes.store(passes + 1, Ordering::Release);
     }
 
+    fn is_inside(&self) -> bool {
+        self.passes.load(Ordering::Acquire) % 2 == 1
+    }
+
     /// Waits until the vCPU has been outside at some time since the call.
     fn wait(&self) {
         let before = self.passes.load(Ordering::Acquire);
@@ -139,8 +143,9 @@ impl<B: Bell> Gates<B> {
     pub(crate) fn wait(&self) {
         // Pairs with that of `enter`.
         fence(Ordering::SeqCst);
-        let all = self.list(|all| all.clone());
-        all.iter().for_each(|gate| gate.wait());
+        let inside: Vec<_> =
+            self.list(|all| all.iter().filter(|gate| gate.is_inside()).cloned().collect());
+        inside.iter().for_each(|gate| gate.wait());
     }
 
     /// How many vCPUs there are.

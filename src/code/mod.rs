@@ -15,6 +15,8 @@ pub(crate) mod gate;
 mod index;
 mod limbo;
 mod region;
+mod retire;
+mod store;
 pub(crate) mod sync;
 mod table;
 #[cfg(test)]

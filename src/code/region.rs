@@ -4,6 +4,7 @@ use rustc_hash::FxHashMap;
 
 use super::chunks::ChunkId;
 use super::index::{Index, Tagged};
+use super::store::{Store, Stored};
 use super::sync::Arc;
 use super::table::Live;
 use crate::guest::GuestAddress;
@@ -31,27 +32,26 @@ pub(crate) struct Block {
     pub(crate) key: Key,
     /// Offset of its code in the arena.
     pub(crate) offset: usize,
-    /// As it was translated, without what its place in the arena has changed in its code.
-    pub(crate) translated: Arc<TranslatedBlock>,
-    /// What it was translated from, if it may be used again where the same is found.
-    pub(crate) source: Option<Source>,
+    /// It compares its source before it runs.
+    pub(crate) checked: bool,
+    stored: Stored,
     /// The one made before it with the same key.
-    pub(crate) previous: Option<u32>,
+    previous: Option<u32>,
 }
 
 /// What a block was translated from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Source {
-    /// Bytes of guest code.
-    pub(crate) bytes: Box<[u8]>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Source<'a> {
+    /// Bytes of guest code; none, if it is not to be used again where the same is found.
+    pub(crate) bytes: &'a [u8],
     /// It compares them before it runs.
     pub(crate) checked: bool,
 }
 
-impl Source {
+impl Source<'_> {
     /// Whether a block translated from this is one for these bytes, of which there may be more.
-    pub(crate) fn is_in(&self, bytes: &[u8], checked: bool) -> bool {
-        self.checked == checked && !self.bytes.is_empty() && bytes.starts_with(&self.bytes)
+    fn is_in(self, bytes: &[u8], checked: bool) -> bool {
+        self.checked == checked && !self.bytes.is_empty() && bytes.starts_with(self.bytes)
     }
 }
 
@@ -77,10 +77,12 @@ pub(crate) struct Region {
     pub(crate) kept: usize,
     /// Its blocks in order of their making, …
     pub(crate) blocks: Vec<Block>,
+    /// … what is kept of them, …
+    store: Store,
     /// … the last of each key and how many there are, …
     pub(crate) versions: FxHashMap<Key, (u32, usize)>,
-    /// … and for each chunk, the offsets and numbers of its blocks, in order.
-    pub(crate) chunks: Vec<(ChunkId, Vec<(usize, u32)>)>,
+    /// … and for each chunk, the number of its first block.
+    pub(crate) chunks: Vec<(ChunkId, u32)>,
     /// Bytes used of the last chunk.
     pub(crate) fill: usize,
     /// Pages outside the span that blocks reach into.
@@ -96,6 +98,7 @@ impl Region {
             retired: false,
             kept: 0,
             blocks: Vec::new(),
+            store: Store::default(),
             versions: FxHashMap::default(),
             chunks: Vec::new(),
             fill: 0,
@@ -103,16 +106,50 @@ impl Region {
         }
     }
 
-    /// Adds a block in the region's last chunk. Gives its number.
-    pub(crate) fn add(&mut self, block: Block) -> u32 {
+    /// An empty one in the memory of one that nobody needs any more.
+    pub(crate) fn renewed(mut self, span: (GuestAddress, GuestAddress)) -> Self {
+        self.pages.clear();
+        self.blocks.clear();
+        self.store.clear();
+        self.versions.clear();
+        self.chunks.clear();
+        self.straddled.clear();
+        Self {
+            pages: self.pages,
+            blocks: self.blocks,
+            store: self.store,
+            versions: self.versions,
+            chunks: self.chunks,
+            straddled: self.straddled,
+            ..Self::new(span)
+        }
+    }
+
+    /// Adds a block that is at `offset`, in the region's last chunk. Gives its number.
+    pub(crate) fn add(
+        &mut self,
+        key: Key,
+        offset: usize,
+        translated: &TranslatedBlock<'_>,
+        source: Source<'_>,
+    ) -> u32 {
         let number = self.blocks.len() as u32;
-        let (last, count) = self.versions.entry(block.key).or_insert((number, 0));
+        let (last, count) = self.versions.entry(key).or_insert((number, 0));
         let previous = (*count > 0).then_some(*last);
         (*last, *count) = (number, *count + 1);
-        let (_, blocks) = self.chunks.last_mut().expect("a block lies in a chunk");
-        blocks.push((block.offset, number));
-        self.blocks.push(Block { previous, ..block });
+        let stored = self.store.add(translated, source.bytes);
+        self.blocks.push(Block { key, offset, checked: source.checked, stored, previous });
         number
+    }
+
+    /// A block as it was translated.
+    pub(crate) fn translated(&self, block: &Block) -> TranslatedBlock<'_> {
+        self.store.block(&block.stored)
+    }
+
+    /// What it was translated from.
+    pub(crate) fn source(&self, block: &Block) -> Source<'_> {
+        Source { bytes: self.store.source(&block.stored), checked: block.checked }
     }
 
     /// The numbers of the blocks of a key, the last one first.
@@ -121,17 +158,20 @@ impl Region {
         std::iter::successors(last, |number| self.blocks[*number as usize].previous)
     }
 
-    /// A block of a key for which `is_it` is true, the last one first.
-    pub(crate) fn version(&self, key: Key, is_it: impl Fn(&Block) -> bool) -> Option<u32> {
-        self.versions(key).find(|number| is_it(&self.blocks[*number as usize]))
+    /// A block of a key that was made from the bytes that `bytes` begin with.
+    pub(crate) fn version(&self, key: Key, bytes: &[u8], checked: bool) -> Option<u32> {
+        let is_it =
+            |number: &u32| self.source(&self.blocks[*number as usize]).is_in(bytes, checked);
+        self.versions(key).find(is_it)
     }
 
     /// The block whose code is at `offset` of the arena, which lies in the chunk of this number.
     pub(crate) fn block_at(&self, chunk: usize, offset: usize) -> Option<&Block> {
-        let (_, blocks) = self.chunks.get(chunk)?;
-        let after = blocks.partition_point(|&(start, _)| start <= offset);
-        let (_, number) = blocks[after.checked_sub(1)?];
-        let block = &self.blocks[number as usize];
-        (offset < block.offset + block.translated.code.len()).then_some(block)
+        let (_, first) = *self.chunks.get(chunk)?;
+        let next = self.chunks.get(chunk + 1).map_or(self.blocks.len() as u32, |(_, first)| *first);
+        let blocks = &self.blocks[first as usize..next as usize];
+        let after = blocks.partition_point(|block| block.offset <= offset);
+        let block = &blocks[after.checked_sub(1)?];
+        (offset < block.offset + block.stored.code_bytes()).then_some(block)
     }
 }

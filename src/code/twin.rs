@@ -8,7 +8,6 @@ use proptest::prelude::*;
 use super::arena::{Arena, CHUNK_BYTES};
 use super::cache::CodeCache;
 use super::region::{Key, Source};
-use super::sync::Arc;
 use crate::guest::{GuestAddress, PAGE_SIZE};
 use crate::translate::{ENTRY, Stub, TranslatedBlock};
 
@@ -82,22 +81,30 @@ impl Twin {
     }
 }
 
-fn block() -> TranslatedBlock {
-    TranslatedBlock {
-        code: ENTRY.iter().copied().chain([0x90; 300]).collect(),
-        exits: Box::default(),
-        relocations: Box::default(),
-        side_table: Box::default(),
-        x87_opcodes: Box::default(),
-        guest_bytes: LENGTH,
-        instructions: 1,
-        truncated: false,
+/// The host code of each block.
+static CODE: [u8; 305] = {
+    let mut code = [0x90; 305];
+    let mut at = 0;
+    while at < ENTRY.len() {
+        code[at] = ENTRY[at];
+        at += 1;
     }
-}
+    code
+};
 
-fn source(key: Key, version: u8) -> Source {
-    let bytes = [key.pc.0 as u8, (key.pc.0 >> 8) as u8, version, 0, 0, 0];
-    Source { bytes: Box::new(bytes), checked: false }
+const BLOCK: TranslatedBlock<'static> = TranslatedBlock {
+    code: &CODE,
+    exits: &[],
+    relocations: &[],
+    side_table: &[],
+    x87_opcodes: &[],
+    guest_bytes: LENGTH,
+    instructions: 1,
+    truncated: false,
+};
+
+fn source(key: Key, version: u8) -> [u8; LENGTH as usize] {
+    [key.pc.0 as u8, (key.pc.0 >> 8) as u8, version, 0, 0, 0]
 }
 
 proptest! {
@@ -128,11 +135,12 @@ proptest! {
                         let end = GuestAddress(last * PAGE_SIZE + PAGE_SIZE - 1);
                         cache.create((GuestAddress(page * PAGE_SIZE), end))
                     });
-                    let from = source(key, version);
-                    let revived = cache.revive(region, key, &from.bytes, false);
+                    let bytes = source(key, version);
+                    let from = Source { bytes: &bytes, checked: false };
+                    let revived = cache.revive(region, key, &bytes, false);
                     let host = match revived {
                         Some(host) => host.unwrap(),
-                        None => cache.insert(region, key, Arc::new(block()), Some(from), true).unwrap(),
+                        None => cache.insert(region, key, &BLOCK, from, true).unwrap(),
                     };
                     prop_assert_eq!(cache.find(key), Some(host));
                     twin.blocks.insert(name, version);
@@ -179,8 +187,7 @@ proptest! {
                     let Some(host) = found else { continue };
                     let located = cache.locate(host + 7).unwrap();
                     prop_assert_eq!((located.block.key, located.offset), (key, 7));
-                    let bytes = &located.block.source.as_ref().unwrap().bytes;
-                    prop_assert_eq!(Some(&bytes[2]), version, "made from what is there");
+                    prop_assert_eq!(Some(&located.source.bytes[2]), version, "made from what is there");
                 }
             }
         }

@@ -6,7 +6,7 @@
 //! looks at the page of the one in hand ([`CodePages::is_calm`]). A page on which nothing has changed
 //! from one look to the next is watched again, which takes more looks each time it turns out rash.
 
-use std::collections::{HashMap, HashSet};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::memory::PageId;
 
@@ -30,8 +30,8 @@ struct Written {
 /// See the file's head.
 #[derive(Debug, Default)]
 pub(super) struct CodePages {
-    watched: HashSet<PageId>,
-    written: HashMap<PageId, Written>,
+    watched: FxHashSet<PageId>,
+    written: FxHashMap<PageId, Written>,
 }
 
 impl CodePages {
@@ -66,7 +66,7 @@ impl CodePages {
     }
 
     /// The pages that were watched; none is from now on.
-    pub(super) fn take_watched(&mut self) -> HashSet<PageId> {
+    pub(super) fn take_watched(&mut self) -> FxHashSet<PageId> {
         std::mem::take(&mut self.watched)
     }
 

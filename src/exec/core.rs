@@ -19,7 +19,7 @@ use crate::code::sync::Arc;
 use crate::code::{Arena, CHUNK_BYTES, CodeCache, Figures, Full, Key, Source};
 use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
 use crate::memory::{AccessError, AddressSpace, PageId};
-use crate::translate::{Leave, Request, Stub, TranslatedBlock, Translator};
+use crate::translate::{Leave, Request, Stub, Translator};
 
 /// Bytes of guest code that one block can be made from: 64 instructions of 15 bytes.
 const MOST_SOURCE: usize = 1024;
@@ -58,7 +58,7 @@ pub(super) struct Core {
     pub(super) gates: Arc<Gates<PollCell>>,
     pub(super) door: Door,
     /// Offset in the arena of code that is executed once.
-    scratch: usize,
+    pub(super) scratch: usize,
     /// Writes to watched pages.
     pub(super) code_writes: u64,
     /// Instructions that meet traps.
@@ -189,13 +189,10 @@ impl Core {
             }
         };
         let (block, checked) = block;
-        let kept = as_is && !block.truncated;
-        let source = kept.then(|| {
-            let bytes = self.source[..block.guest_bytes as usize].into();
-            Source { bytes, checked }
-        });
-        let (jumps, block) = (self.hooks.allow_jump(key.pc), Arc::new(block));
-        let inserted = self.cache.insert(region, key, Arc::clone(&block), source, jumps);
+        let kept = if as_is && !block.truncated { block.guest_bytes as usize } else { 0 };
+        let source = Source { bytes: &self.source[..kept], checked };
+        let jumps = self.hooks.allow_jump(key.pc);
+        let inserted = self.cache.insert(region, key, &block, source, jumps);
         if inserted.is_ok() {
             self.cache.count(&block);
         }
@@ -213,6 +210,7 @@ impl Core {
                 if self.cache.retire_cold() {
                     self.gates.invalidated();
                 }
+                self.cache.hurry();
                 Found::NoRoom
             }
         }
@@ -221,7 +219,7 @@ impl Core {
     /// Points the direct jumps of a new block at what is translated already, or it would be left at each.
     fn chain(&mut self, key: Key, host: u64) {
         let Some(located) = self.cache.locate(host) else { return };
-        let exits = located.block.translated.exits.iter();
+        let exits = located.translated.exits.iter();
         let jumps: SmallVec<[(GuestAddress, u32); 2]> = exits
             .filter_map(|exit| match exit.leave {
                 Leave::Direct { target, patch } => Some((target, patch)),
@@ -310,13 +308,6 @@ impl Core {
         }
     }
 
-    /// Puts a block in place that is executed once. Gives its host address.
-    pub(super) fn place_once(&mut self, block: &TranslatedBlock) -> u64 {
-        assert!(block.code.len() <= CHUNK_BYTES, "one instruction fits into a chunk");
-        self.cache.place(self.scratch, block);
-        self.cache.arena().address(self.scratch)
-    }
-
     /// Code of this page was written, or is about to be: everything translated from it goes, wherever
     /// the page is mapped, and the guest may write to it.
     pub(super) fn code_written(&mut self, page: PageId) {
@@ -391,9 +382,9 @@ impl Core {
 
     /// If the block at `host` ends without a transfer of control: where, and where it starts.
     pub(super) fn falls_through(&self, host: u64) -> Option<(GuestAddress, GuestAddress)> {
-        let block = self.cache.locate(host)?.block;
-        let (start, bytes) = (block.key.pc, block.translated.guest_bytes);
-        let last = block.translated.side_table.iter().rev().find(|entry| entry.guest < bytes)?;
+        let located = self.cache.locate(host)?;
+        let (start, bytes) = (located.block.key.pc, located.translated.guest_bytes);
+        let last = located.translated.side_table.iter().rev().find(|entry| entry.guest < bytes)?;
         let pc = start.wrapping_add(u64::from(last.guest));
         let mut source = Vec::new();
         self.memory.fetch(pc, 15, &mut source);

@@ -128,10 +128,10 @@ impl Vcpu {
     ) -> Single {
         let block = core.translator.single(self.pc, instruction, &self.bytes, slot);
         let Some(block) = block else { return Single::None };
-        let start = core.place_once(&block);
+        let start = core.cache.place_once(core.scratch, &block);
         self.memory.block_mut().entry = start;
         self.memory.enter(core.door);
-        self.fix_instruction_pointer(core);
+        self.fix_instruction_pointer(&core.cache);
         if core.cache.arena().offset(self.x87_instruction_pointer()).is_some() {
             self.set_x87_instruction(self.pc, block.x87_opcode(0));
         }

@@ -414,7 +414,7 @@ impl Vcpu {
         }
         self.gate.leave();
         if current && shared.door.leads_to(self.x87_instruction_pointer()) {
-            self.fix_instruction_pointer(running.core());
+            self.fix_instruction_pointer(&running.core().cache);
         }
         current
     }

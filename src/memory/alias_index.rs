@@ -18,13 +18,15 @@ const CLASSES: usize = 53;
 pub(super) struct AliasIndex {
     /// Class, first page and address of each mapped run, and its number of pages.
     runs: BTreeMap<(usize, PageId, GuestAddress), u64>,
-    /// How many runs each class has.
+    /// How many runs each class has, …
     population: [usize; CLASSES],
+    /// … and a bit for each class that has any.
+    used: u64,
 }
 
 impl Default for AliasIndex {
     fn default() -> Self {
-        Self { runs: BTreeMap::new(), population: [0; CLASSES] }
+        Self { runs: BTreeMap::new(), population: [0; CLASSES], used: 0 }
     }
 }
 
@@ -38,6 +40,7 @@ impl AliasIndex {
         let class = class_of(run.count);
         self.runs.insert((class, run.first, start), run.count);
         self.population[class] += 1;
+        self.used |= 1 << class;
     }
 
     /// Forgets that `run` is mapped at `start`.
@@ -46,11 +49,17 @@ impl AliasIndex {
         let removed = self.runs.remove(&(class, run.first, start));
         debug_assert_eq!(removed, Some(run.count), "the index knows every mapping");
         self.population[class] -= 1;
+        if self.population[class] == 0 {
+            self.used &= !(1 << class);
+        }
     }
 
     /// The parts of `wanted` that are mapped, each with its address; a page once for each alias.
     pub(super) fn find(&self, wanted: PageRun) -> impl Iterator<Item = (PageRun, GuestAddress)> {
-        let used = (0..CLASSES).filter(|&class| self.population[class] > 0);
+        let without_lowest = |used: &u64| Some(used & (used - 1)).filter(|left| *left != 0);
+        let lefts =
+            std::iter::successors(Some(self.used).filter(|used| *used != 0), without_lowest);
+        let used = lefts.map(|left| left.trailing_zeros() as usize);
         used.flat_map(move |class| self.find_in_class(class, wanted))
     }
 

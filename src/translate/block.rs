@@ -174,19 +174,19 @@ impl X87Opcode {
 }
 
 /// See the file's head.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TranslatedBlock {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TranslatedBlock<'a> {
     /// Host code, to be put at a multiple of [`CODE_ALIGNMENT`].
-    pub code: Box<[u8]>,
+    pub code: &'a [u8],
     /// Ways out, by offset.
-    pub exits: Box<[Exit]>,
+    pub exits: &'a [Exit],
     /// To be resolved when the code is put in place.
-    pub relocations: Box<[Relocation]>,
+    pub relocations: &'a [Relocation],
     /// By offset of host code.
-    pub side_table: Box<[SideEntry]>,
+    pub side_table: &'a [SideEntry],
     /// x87 instructions whose encoding is not the guest's: the unit notes the opcode of its last
     /// instruction with an unmasked exception.
-    pub x87_opcodes: Box<[X87Opcode]>,
+    pub x87_opcodes: &'a [X87Opcode],
     /// Bytes of guest code that it was made from, from the block's address on.
     pub guest_bytes: u32,
     /// Guest instructions in it, the one that it leaves to an assist apart.
@@ -207,10 +207,10 @@ pub const ENTRY: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 /// the vCPU's block gave for it.
 pub const POLL_LOAD: [u8; 3] = [0x45, 0x8b, 0x36];
 
-impl TranslatedBlock {
+impl<'a> TranslatedBlock<'a> {
     /// The side table's entry for an offset of the host code.
     #[must_use]
-    pub fn side_entry(&self, offset: u32) -> Option<&SideEntry> {
+    pub fn side_entry(&self, offset: u32) -> Option<&'a SideEntry> {
         let after = self.side_table.partition_point(|entry| entry.host <= offset);
         self.side_table.get(after.checked_sub(1)?)
     }
@@ -224,7 +224,7 @@ impl TranslatedBlock {
 
     /// The way out whose `call` returns to this offset.
     #[must_use]
-    pub fn exit(&self, offset: u32) -> Option<&Exit> {
+    pub fn exit(&self, offset: u32) -> Option<&'a Exit> {
         const CHANGED: Exit = Exit { offset: ENTRY.len() as u32, leave: Leave::Changed };
         match self.exits.binary_search_by_key(&offset, |exit| exit.offset) {
             Ok(index) => self.exits.get(index),

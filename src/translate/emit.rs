@@ -411,13 +411,13 @@ impl Emitter {
     }
 
     /// What was emitted, in no more memory than it needs.
-    pub(super) fn finish(&self, guest_bytes: u32, instructions: u16) -> TranslatedBlock {
+    pub(super) fn finish(&self, guest_bytes: u32, instructions: u16) -> TranslatedBlock<'_> {
         TranslatedBlock {
-            code: self.ops.ops.as_slice().into(),
-            exits: self.exits.as_slice().into(),
-            relocations: self.relocations.as_slice().into(),
-            side_table: self.side_table.as_slice().into(),
-            x87_opcodes: self.x87_opcodes.as_slice().into(),
+            code: &self.ops.ops,
+            exits: &self.exits,
+            relocations: &self.relocations,
+            side_table: &self.side_table,
+            x87_opcodes: &self.x87_opcodes,
             guest_bytes,
             instructions,
             truncated: false,

@@ -131,7 +131,7 @@ impl Translator {
 
     /// Translates the block that starts at `request.pc`. A first instruction that only the run loop
     /// can execute, or that cannot be fetched, makes a block that leaves at once.
-    pub fn block(&mut self, request: &Request<'_>) -> TranslatedBlock {
+    pub fn block(&mut self, request: &Request<'_>) -> TranslatedBlock<'_> {
         let mut emitter = std::mem::take(&mut self.emitter);
         emitter.clear();
         self.known = Known::default();
@@ -148,15 +148,13 @@ impl Translator {
         if let Some(place) = account {
             work.emitter.set_account(place, work.count);
         }
-        let whole = if request.checked {
+        if request.checked {
             work.compare_source(&mut self.head);
-            &self.head
-        } else {
-            &work.emitter
-        };
-        let block = whole.finish(work.done, work.count);
-        self.emitter = work.emitter;
-        TranslatedBlock { truncated, ..block }
+        }
+        let Work { emitter, done, count, .. } = work;
+        self.emitter = emitter;
+        let whole = if request.checked { &self.head } else { &self.emitter };
+        TranslatedBlock { truncated, ..whole.finish(done, count) }
     }
 
     /// Translates one instruction of class `Plain`, `RevealsPointers` or `Lea`, to be run
@@ -167,7 +165,7 @@ impl Translator {
         instruction: &Instruction,
         bytes: &[u8],
         slot: Option<u32>,
-    ) -> Option<TranslatedBlock> {
+    ) -> Option<TranslatedBlock<'_>> {
         self.slot = slot;
         self.known = Known::default();
         let mut emitter = std::mem::take(&mut self.emitter);
@@ -181,9 +179,8 @@ impl Translator {
         self.slot = None;
         let target = pc.wrapping_add(bytes.len() as u64);
         emitter.leave(Stub::Next, Leave::Next { target });
-        let block = result.ok().map(|()| emitter.finish(bytes.len() as u32, 1));
         self.emitter = emitter;
-        block
+        result.ok().map(|()| self.emitter.finish(bytes.len() as u32, 1))
     }
 
     /// Translates the instructions; whether they end in the middle of one.

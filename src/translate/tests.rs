@@ -4,12 +4,13 @@
 use iced_x86::code_asm::*;
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
 
-use super::{Request, TranslatedBlock, Translator};
+use super::{Request, Translator};
 use crate::guest::GuestAddress;
 
 const PC: GuestAddress = GuestAddress(0x40_1000);
 
-fn translate(write: impl Fn(&mut CodeAssembler)) -> TranslatedBlock {
+/// The host code of what is translated.
+fn translate(write: impl Fn(&mut CodeAssembler)) -> Vec<u8> {
     let mut assembler = CodeAssembler::new(64).unwrap();
     write(&mut assembler);
     let code = assembler.assemble(PC.0).unwrap();
@@ -23,12 +24,12 @@ fn translate(write: impl Fn(&mut CodeAssembler)) -> TranslatedBlock {
         checked: false,
         single_pass: false,
     };
-    Translator::new(46).block(&request)
+    Translator::new(46).block(&request).code.to_vec()
 }
 
 /// The emitted instructions as text.
-fn listing(block: &TranslatedBlock) -> Vec<String> {
-    let mut decoder = Decoder::with_ip(64, &block.code, 0, DecoderOptions::NONE);
+fn listing(block: &[u8]) -> Vec<String> {
+    let mut decoder = Decoder::with_ip(64, block, 0, DecoderOptions::NONE);
     let mut formatter = IntelFormatter::new();
     let mut lines = Vec::new();
     while decoder.can_decode() {
@@ -40,7 +41,7 @@ fn listing(block: &TranslatedBlock) -> Vec<String> {
     lines
 }
 
-fn probes(block: &TranslatedBlock) -> usize {
+fn probes(block: &[u8]) -> usize {
     listing(block).iter().filter(|line| line.contains("rorx")).count()
 }
 

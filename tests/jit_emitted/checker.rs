@@ -56,7 +56,7 @@ pub(crate) const RDI: usize = 7;
 
 /// See [`check`].
 pub(crate) struct Checker<'a> {
-    pub(crate) block: &'a TranslatedBlock,
+    pub(crate) block: &'a TranslatedBlock<'a>,
     pub(crate) window_bits: u32,
     pub(crate) shape: ProbeShape,
     pub(crate) code: Vec<Instruction>,
@@ -73,8 +73,8 @@ pub(crate) struct Checker<'a> {
 }
 
 /// Everything that is wrong with a block translated for a window of 2^`window_bits` bytes.
-pub(crate) fn check(block: &TranslatedBlock, window_bits: u32) -> (Vec<Complaint>, Figures) {
-    let code = decode(&block.code);
+pub(crate) fn check(block: &TranslatedBlock<'_>, window_bits: u32) -> (Vec<Complaint>, Figures) {
+    let code = decode(block.code);
     let mut symbols = Symbols::default();
     let state = State::new(&mut symbols);
     let mut checker = Checker {
@@ -227,7 +227,7 @@ impl Checker<'_> {
     /// Every exit is a call behind which it points, and what may be patched is a jump to that call.
     fn check_exits(&mut self) {
         let mut wrong = Vec::new();
-        for exit in &self.block.exits {
+        for exit in self.block.exits {
             let call = self.code.iter().find(|it| it.next_ip() == u64::from(exit.offset));
             if call.is_none_or(|call| call.code() != Code::Call_rel32_64) {
                 wrong.push((exit.offset, "an exit that is no call"));
