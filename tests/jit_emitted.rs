@@ -24,6 +24,7 @@ use sources::{Source, Sources};
 use tregion::guest::GuestAddress;
 use tregion::translate::{
     Class, Exit, Relocation, Request, SideEntry, TranslatedBlock, Translator, X87Opcode, class,
+    patchable,
 };
 
 /// Sources translated, unless the environment says otherwise.
@@ -91,14 +92,17 @@ fn blocks(
         let pc = GuestAddress(source.pc).wrapping_add(done as u64);
         let page = pc.page_start();
         let stops = [pc.wrapping_add(20)];
+        let checked = variant & 2 != 0 && pc.0 < 1 << bits;
+        let patched = patchable(&source.code[done..], pc);
         let request = Request {
             pc,
             code: &source.code[done..],
             span: (page, page.wrapping_add(4095)),
             stops: if variant & 4 != 0 { &stops } else { &[] },
             counted: variant & 1 != 0,
-            checked: variant & 2 != 0 && pc.0 < 1 << bits,
+            checked,
             single_pass: false,
+            patched: if checked && variant & 8 != 0 { &patched } else { &[] },
         };
         let block = match catch_unwind(AssertUnwindSafe(|| Owned::of(&translator.block(&request))))
         {
@@ -147,7 +151,7 @@ fn nothing_reaches_beyond_the_window_and_the_block() {
             break;
         }
         let source = sources_of.next(index);
-        let variant = sources_of.below(8);
+        let variant = sources_of.below(16);
         let which = sources_of.below(4) as usize;
         let translator = &mut translators[which];
         for block in blocks(translator, &source, (variant, bits[which]), &mut bad) {

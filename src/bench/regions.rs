@@ -110,13 +110,15 @@ fn generating(rounds: u64) -> Result<Race, Failure> {
         a.dec(rcx)?;
         a.jnz(again)?;
         a.hlt()?;
-        // mov eax, random bits; add rdx, rax; ret
+        // mov eax, random bits; add (or one of seven others) rdx, rax; ret
         a.set_label(&mut write)?;
         a.mov(r9, r8)?;
         a.shr(r9, 32)?;
         a.mov(byte_ptr(rbx), 0xb8)?;
         a.mov(dword_ptr(rbx + 1), r9d)?;
-        a.mov(dword_ptr(rbx + 5), 0xc3c2_0148_u32)?;
+        a.and(r9d, 0x3800)?;
+        a.add(r9d, 0xc3c2_0148_u32 as i32)?;
+        a.mov(dword_ptr(rbx + 5), r9d)?;
         a.ret()?;
         // New random bits (xorshift64) in r8, and rbx at one of the functions.
         a.set_label(&mut choose)?;

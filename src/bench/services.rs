@@ -58,7 +58,9 @@ fn entering(times: u64) -> Result<Race, Failure> {
 
 /// `mov rax, number; nop; hlt`, nine bytes that differ each time.
 pub(super) fn fresh(number: u64) -> Vec<u8> {
-    vec![0x48, 0xc7, 0xc0, number as u8, (number >> 8) as u8, 0, 0, 0x90, 0xf4]
+    let register = (number & 15) as u8;
+    let (rex, modrm) = (0x48 | register >> 3, 0xc0 | register & 7);
+    vec![rex, 0xc7, modrm, (number >> 4) as u8, (number >> 12) as u8, 0, 0, 0x90, 0xf4]
 }
 
 fn new_code(times: u64) -> Race {

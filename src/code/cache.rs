@@ -266,6 +266,12 @@ impl CodeCache {
         region.and_then(|region| region.versions.get(&key)).map_or(0, |(_, count)| *count)
     }
 
+    /// What the blocks that there have been for a key in its region were translated from, if they compare
+    /// it.
+    pub(crate) fn earlier(&self, id: RegionId, key: Key) -> impl Iterator<Item = &[u8]> {
+        self.regions.get(&id).into_iter().flat_map(move |region| region.sources(key))
+    }
+
     /// Writes a block's code to `offset` of the arena and resolves its calls of stubs.
     fn place(&mut self, offset: usize, block: &TranslatedBlock<'_>) {
         self.arena.write(offset, block.code);

@@ -158,6 +158,12 @@ impl Region {
         std::iter::successors(last, |number| self.blocks[*number as usize].previous)
     }
 
+    /// What the blocks of a key that compare their source were made from.
+    pub(crate) fn sources(&self, key: Key) -> impl Iterator<Item = &[u8]> {
+        let sources = self.versions(key).map(|number| self.source(&self.blocks[number as usize]));
+        sources.filter(|source| source.checked).map(|source| source.bytes)
+    }
+
     /// A block of a key that was made from the bytes that `bytes` begin with.
     pub(crate) fn version(&self, key: Key, bytes: &[u8], checked: bool) -> Option<u32> {
         let is_it =

@@ -19,7 +19,7 @@ use crate::code::sync::Arc;
 use crate::code::{Arena, CHUNK_BYTES, CodeCache, Figures, Full, Key, Source};
 use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
 use crate::memory::{AccessError, AddressSpace, PageId};
-use crate::translate::{Leave, Request, Stub, Translator};
+use crate::translate::{Leave, PatchedList, Request, Stub, Translator, patched};
 
 /// Bytes of guest code that one block can be made from: 64 instructions of 15 bytes.
 const MOST_SOURCE: usize = 1024;
@@ -174,6 +174,13 @@ impl Core {
             if as_is && let Some(revived) = self.cache.revive(region, key, &self.source, checked) {
                 return self.found(key, revived);
             }
+            // The search costs as much as a translation, so not each time.
+            let versions = self.cache.versions(region, key);
+            let patched = if as_is && checked && versions > 1 && versions.is_power_of_two() {
+                patched(&self.source, key.pc, self.cache.earlier(region, key))
+            } else {
+                PatchedList::new()
+            };
             let block = self.translator.block(&Request {
                 pc: key.pc,
                 code: &self.source,
@@ -182,6 +189,7 @@ impl Core {
                 counted: key.counted,
                 checked,
                 single_pass: self.hooks.has_block_hook(key.pc),
+                patched: &patched,
             });
             match next {
                 Some(next) if block.truncated && pages.len() == 1 => pages.push(next),

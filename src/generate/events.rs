@@ -109,8 +109,9 @@ impl Writer<'_, '_> {
     pub(super) fn patchable(&mut self) -> Patchable {
         let register = self.free_destination();
         let kind = match self.choices.byte() {
-            0..=111 => PatchableKind::Operation,
-            112..=223 => PatchableKind::Move,
+            0..=79 => PatchableKind::Operation,
+            80..=159 => PatchableKind::Move,
+            160..=223 => PatchableKind::Constant,
             _ if self.relocated => PatchableKind::Move,
             _ => PatchableKind::Store,
         };
@@ -127,9 +128,28 @@ impl Writer<'_, '_> {
                 let register = Register::EAX + register;
                 writer.emit_made(Instruction::with2(Code::Mov_r32_imm32, register, value as u32));
             }
+            PatchableKind::Constant => writer.constant_operation(register, place, value),
             PatchableKind::Store => writer.store(place, value as u32),
         });
-        Patchable { address, kind, register }
+        let bytes = self.address() - address;
+        Patchable { address, kind, register, bytes }
+    }
+
+    /// An instruction of one of many kinds whose last four bytes are a constant, with a register or data.
+    fn constant_operation(&mut self, register: u32, place: u64, value: u64) {
+        let (is_wide, value) = (self.choices.chance(128), value as i32);
+        let (narrow, wide) = self.choices.pick(&CONSTANT_OPERATIONS);
+        let code = if is_wide { wide } else { narrow };
+        let first = if is_wide { Register::RAX } else { Register::EAX };
+        if narrow == Code::Imul_r32_rm32_imm32 {
+            let register = first + register;
+            self.emit_made(Instruction::with3(code, register, register, value));
+        } else if self.relocated || self.choices.chance(160) {
+            self.emit_made(Instruction::with2(code, first + register, value));
+        } else {
+            let operand = MemoryOperand::with_base_displ_size(Register::RIP, place as i64, 8);
+            self.emit_made(Instruction::with2(code, operand, value));
+        }
     }
 
     pub(super) fn free_destination(&mut self) -> u32 {
@@ -146,7 +166,7 @@ impl Writer<'_, '_> {
         let before = match patchable.kind {
             PatchableKind::Operation => None,
             PatchableKind::Move => Some(if patchable.register < 8 { 1 } else { 2 }),
-            PatchableKind::Store => Some(STORE_BYTES - 4),
+            PatchableKind::Constant | PatchableKind::Store => Some(patchable.bytes - 4),
         };
         if let Some(before) = before {
             let bytes = self.choices.double_word().to_le_bytes().to_vec();
@@ -274,7 +294,9 @@ impl Writer<'_, '_> {
             return self.rewrites_ahead();
         }
         let counter = self.counter();
-        let times = 2 + self.choices.below(6) as u64;
+        // Few passes, or as many as it takes until an engine has got used to it.
+        let few = 2 + self.choices.below(6) as u64;
+        let times = if self.choices.chance(48) { few + 7 + few } else { few };
         self.load(counter, times);
         let pinned = self.pinned;
         self.pinned |= 1 << counter;
@@ -356,6 +378,21 @@ impl Writer<'_, '_> {
 /// Bytes of `mov dword [rip + displacement], immediate`, and of `add` and `xor`.
 const STORE_BYTES: u64 = 10;
 
+/// Instructions with four bytes of constant, of 32 and 64 bits.
+const CONSTANT_OPERATIONS: [(Code, Code); 11] = [
+    (Code::Add_rm32_imm32, Code::Add_rm64_imm32),
+    (Code::Or_rm32_imm32, Code::Or_rm64_imm32),
+    (Code::Adc_rm32_imm32, Code::Adc_rm64_imm32),
+    (Code::Sbb_rm32_imm32, Code::Sbb_rm64_imm32),
+    (Code::And_rm32_imm32, Code::And_rm64_imm32),
+    (Code::Sub_rm32_imm32, Code::Sub_rm64_imm32),
+    (Code::Xor_rm32_imm32, Code::Xor_rm64_imm32),
+    (Code::Cmp_rm32_imm32, Code::Cmp_rm64_imm32),
+    (Code::Test_rm32_imm32, Code::Test_rm64_imm32),
+    (Code::Mov_rm32_imm32, Code::Mov_rm64_imm32),
+    (Code::Imul_r32_rm32_imm32, Code::Imul_r64_rm64_imm32),
+];
+
 /// What can be made another instruction.
 #[derive(Clone, Copy, Debug)]
 enum PatchableKind {
@@ -363,6 +400,8 @@ enum PatchableKind {
     Operation,
     /// `mov r32, imm32`.
     Move,
+    /// Any with four bytes of constant.
+    Constant,
     /// `mov dword [rip + displacement], imm32`.
     Store,
 }
@@ -373,6 +412,7 @@ pub(super) struct Patchable {
     pub address: u64,
     kind: PatchableKind,
     register: u32,
+    bytes: u64,
 }
 
 /// The layout of a case with events: one in which every destination is free.

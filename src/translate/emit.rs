@@ -188,6 +188,22 @@ impl Emitter {
         dynasm!(self.ops; .arch x64; mov Rd(register), Rd(register));
     }
 
+    /// Rotates right by so many bits.
+    pub(super) fn rotate_right(&mut self, register: u8, bits: u8) {
+        if bits != 0 {
+            dynasm!(self.ops; .arch x64; rorx Rq(register), Rq(register), bits as i8);
+        }
+    }
+
+    /// `register ←` its low bytes, sign-extended.
+    pub(super) fn sign_extend(&mut self, register: u8, bytes: usize) {
+        match bytes {
+            1 => dynasm!(self.ops; .arch x64; movsx Rq(register), Rb(register)),
+            4 => dynasm!(self.ops; .arch x64; movsxd Rq(register), Rd(register)),
+            _ => {}
+        }
+    }
+
     /// Jumps unless `size` bytes of guest memory at `address`, a constant in the window, are `word`; the
     /// place of the jump's displacement. Uses R14 and RCX.
     pub(super) fn compare_guest(&mut self, address: u64, size: u8, word: u64) -> u32 {
@@ -305,13 +321,13 @@ impl Emitter {
         self.ops.ops[place as usize..place as usize + 4].copy_from_slice(&bytes);
     }
 
-    /// `register ← guest memory[base + offset]`, 8 bytes or the low 2.
+    /// `register ← guest memory[base + offset]`: 8 bytes, 4 that are zero-extended, or the low 2.
     pub(super) fn guest_load(&mut self, register: u8, base: u8, offset: i32, bytes: u8) {
         dynasm!(self.ops; .arch x64; .u8 0x65);
-        if bytes == 2 {
-            dynasm!(self.ops; .arch x64; mov Rw(register), [Rq(base) + offset]);
-        } else {
-            dynasm!(self.ops; .arch x64; mov Rq(register), [Rq(base) + offset]);
+        match bytes {
+            2 => dynasm!(self.ops; .arch x64; mov Rw(register), [Rq(base) + offset]),
+            4 => dynasm!(self.ops; .arch x64; mov Rd(register), [Rq(base) + offset]),
+            _ => dynasm!(self.ops; .arch x64; mov Rq(register), [Rq(base) + offset]),
         }
     }
 

@@ -18,6 +18,7 @@ mod emit;
 mod known;
 mod loans;
 mod operand;
+mod patched;
 mod probed;
 mod stack;
 mod string;
@@ -36,6 +37,7 @@ pub use block::{
 pub use classify::{Class, class};
 pub(crate) use control::is_canonical;
 pub(crate) use operand::is_prefix;
+pub use patched::{Patched, PatchedList, patchable, patched};
 pub(crate) use vcpu_block::at;
 pub use vcpu_block::{GUARD_BYTES, PROBE_REACH, ProbeShape, SLOT_BYTES, VcpuBlock, XSAVE_BYTES};
 
@@ -67,6 +69,9 @@ pub struct Request<'a> {
     pub checked: bool,
     /// A block that is a loop of its own is left by each pass.
     pub single_pass: bool,
+    /// Immediates that are read when their instructions run and not compared before, of what [`patchable`]
+    /// gives; for blocks that are `checked`.
+    pub patched: &'a [Patched],
 }
 
 /// See the file's head.
@@ -285,6 +290,9 @@ impl Translator {
         instruction: &Instruction,
         bytes: &[u8],
     ) -> Result<(), NeedsAssist> {
+        if let Some(immediate) = work.patched_immediate() {
+            return self.read_patched(work, instruction, immediate);
+        }
         self.moved(&mut work.emitter, instruction, bytes)?;
         self.note_access(instruction);
         self.note_writes(instruction);
@@ -464,7 +472,11 @@ impl Work<'_> {
         let mut changed = SmallVec::<[u32; 16]>::new();
         let mut offset = 0;
         while offset < bytes.len() {
-            let left = bytes.len() - offset;
+            let (skipped, left) = self.next_compared(offset, bytes.len());
+            offset += skipped;
+            if left == 0 {
+                continue;
+            }
             // Aligned, since the guest may have asked for alignment checks.
             let fits =
                 |size: &usize| *size <= left && (pc + offset as u64).is_multiple_of(*size as u64);

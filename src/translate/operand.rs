@@ -80,7 +80,7 @@ pub(super) fn gpr64(number: u8) -> Register {
     Register::RAX + u32::from(number)
 }
 
-fn gpr32(number: u8) -> Register {
+pub(super) fn gpr32(number: u8) -> Register {
     Register::EAX + u32::from(number)
 }
 

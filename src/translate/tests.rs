@@ -23,6 +23,7 @@ fn translate(write: impl Fn(&mut CodeAssembler)) -> Vec<u8> {
         counted: false,
         checked: false,
         single_pass: false,
+        patched: &[],
     };
     Translator::new(46).block(&request).code.to_vec()
 }

@@ -27,12 +27,13 @@ pub(crate) struct Scenario {
 }
 
 /// All of them.
-pub(crate) const SCENARIOS: [Scenario; 8] = [
+pub(crate) const SCENARIOS: [Scenario; 9] = [
     // A round is a guest instruction here.
     Scenario { name: "translate_cold_code", rounds: 12 * BLOCKS, run: translate_cold_code },
     Scenario { name: "enter_and_exit", rounds: 40, run: enter_and_exit },
     Scenario { name: "new_code", rounds: 12, run: new_code },
     Scenario { name: "patch_in_a_loop", rounds: 12, run: patch_in_a_loop },
+    Scenario { name: "rewrite_in_a_loop", rounds: 12, run: rewrite_in_a_loop },
     Scenario { name: "invalidate_and_run", rounds: 16, run: invalidate_and_run },
     Scenario { name: "remap_and_run", rounds: 10, run: remap_and_run },
     Scenario { name: "restore_one_page", rounds: 20, run: restore_one_page },
@@ -125,35 +126,57 @@ fn enter_and_exit(times: u64, mark: Mark<'_>) {
 fn new_code(times: u64, mark: Mark<'_>) {
     let (machine, mut vcpu) = machine(&[0xf4], Permissions::ReadWriteExecute);
     rounds(times, mark, |number| {
-        // mov eax, number; hlt
-        let code = [0xb8, number as u8, 0, 0, 0, 0xf4];
+        // mov register, number; hlt. Code that is another in its constants alone is no new code.
+        let register = (number & 15) as u8;
+        let (rex, modrm) = (0x48 | register >> 3, 0xc0 | register & 7);
+        let code = [rex, 0xc7, modrm, number as u8, 0, 0, 0, 0xf4];
         machine.write(GuestAddress(CODE), &code).unwrap();
         run(&mut vcpu, CODE);
-        assert_eq!(vcpu.gpr(0), number);
+        assert_eq!(vcpu.gpr(usize::from(register)), number);
     });
 }
 
-/// The guest patches an instruction of its loop, once or twice with a fault, then without.
+/// The guest patches a constant in its loop, with faults before it is counted: the same code reads it.
 fn patch_in_a_loop(times: u64, mark: Mark<'_>) {
+    change_in_a_loop(times, mark, |a| {
+        a.mov(dword_ptr(rdi + 1), ecx)?;
+        a.nop()?;
+        a.mov(eax, 0)
+    });
+}
+
+/// The guest makes another instruction of one in its loop: of a displacement nothing is known.
+fn rewrite_in_a_loop(times: u64, mark: Mark<'_>) {
+    change_in_a_loop(times, mark, |a| {
+        a.add(byte_ptr(rdi + 4), 1)?;
+        a.lea(rax, qword_ptr(rax + rdx + 1))
+    });
+}
+
+/// A loop that begins with an instruction that changes a later one; RDI points behind its four bytes.
+fn change_in_a_loop(
+    times: u64,
+    mark: Mark<'_>,
+    change: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
+) {
     let code = assembled(|a| {
         let mut again = a.create_label();
         a.set_label(&mut again)?;
-        a.mov(dword_ptr(rdi + 1), ecx)?;
-        a.mov(eax, 0)?;
+        change(a)?;
         a.add(rdx, rax)?;
         a.dec(rcx)?;
         a.jnz(again)?;
         a.hlt()
     });
     let (_machine, mut vcpu) = machine(&code, Permissions::ReadWriteExecute);
-    vcpu.set_gpr(RDI, CODE + 3);
-    let mut patch = |rounds| {
+    vcpu.set_gpr(RDI, CODE + 4);
+    let mut run_for = |rounds| {
         vcpu.set_gpr(RCX, rounds);
         run(&mut vcpu, CODE);
     };
-    patch(8);
+    run_for(12);
     mark();
-    patch(times);
+    run_for(times);
     mark();
 }
 
