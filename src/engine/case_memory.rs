@@ -110,21 +110,17 @@ impl CaseMemory {
 
     /// The pages of the loaded `case` that are not as they were at its start.
     pub(crate) fn changes(&self, case: &Case) -> Vec<PageChange> {
-        let page_size = PAGE_SIZE as usize;
+        const PAGE: usize = PAGE_SIZE as usize;
         let mut changes = Vec::new();
         for (index, object) in case.objects.iter().enumerate() {
             let now = self.window.bytes(self.offsets[index], object.contents.len());
-            if now == object.contents {
-                continue;
-            }
-            let pages = now.chunks(page_size).zip(object.contents.chunks(page_size)).enumerate();
-            changes.extend(pages.filter(|(_, (now, before))| now != before).map(
-                |(page, (now, _))| PageChange {
-                    object: ObjectId(index),
-                    page,
-                    contents: now.to_vec(),
-                },
-            ));
+            let (now, before) = (now.as_chunks::<PAGE>().0, object.contents.as_chunks::<PAGE>().0);
+            let changed = now.iter().zip(before).enumerate().filter(|(_, (now, was))| now != was);
+            changes.extend(changed.map(|(page, (now, _))| PageChange {
+                object: ObjectId(index),
+                page,
+                contents: now.to_vec(),
+            }));
         }
         changes
     }

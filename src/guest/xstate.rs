@@ -7,8 +7,10 @@
 use std::arch::x86_64::__cpuid_count;
 use std::sync::LazyLock;
 
-use super::{F80, PKRU_DEFAULT, State, X87};
+use super::{F80, PKRU_DEFAULT, State, Vector, X87};
 
+/// Where XMM0–XMM15 lie.
+const XMM: usize = 160;
 const XSTATE_BV: usize = 512;
 const LEGACY_SIZE: usize = 576;
 
@@ -118,27 +120,28 @@ impl Xstate {
         let mut present = X87_BIT | SSE_BIT;
         store_legacy(state, image);
         let mut note = |component: u32| present |= 1 << component;
+        let (low, high) = state.vector.split_at(16);
         if let Some(offset) = self.avx
-            && state.vector[..16].iter().any(|vector| vector[2..4] != [0; 2])
+            && low.iter().any(|vector| vector[2..4] != [0; 2])
         {
             note(AVX);
-            store_words(image, offset, state.vector[..16].iter().flat_map(|vector| &vector[2..4]));
+            store_parts::<16, 2>(image, offset, low, 2);
         }
         if let Some(offset) = self.zmm_high
-            && state.vector[..16].iter().any(|vector| vector[4..] != [0; 4])
+            && low.iter().any(|vector| vector[4..] != [0; 4])
         {
             note(ZMM_HIGH);
-            store_words(image, offset, state.vector[..16].iter().flat_map(|vector| &vector[4..]));
+            store_parts::<32, 4>(image, offset, low, 4);
         }
         if let Some(offset) = self.zmm_16_31
-            && state.vector[16..].iter().any(|vector| *vector != [0; 8])
+            && high.iter().any(|vector| *vector != [0; 8])
         {
             note(ZMM_16_31);
-            store_words(image, offset, state.vector[16..].iter().flatten());
+            store_parts::<64, 8>(image, offset, high, 0);
         }
         if let Some(offset) = self.opmask {
             note(OPMASK);
-            store_words(image, offset, &state.opmask);
+            store_parts::<64, 8>(image, offset, &[state.opmask], 0);
         }
         if let Some(offset) = self.pkru {
             note(PKRU);
@@ -155,22 +158,10 @@ impl Xstate {
             offset.filter(|_| present >> component & 1 == 1)
         };
         load_legacy(image, present, state);
-        for (index, vector) in state.vector.iter_mut().enumerate() {
-            if index >= 16 {
-                *vector = offset_if(ZMM_16_31, self.zmm_16_31).map_or([0; 8], |offset| {
-                    std::array::from_fn(|lane| word(image, offset + (index - 16) * 64 + lane * 8))
-                });
-                continue;
-            }
-            let high = offset_if(AVX, self.avx).map_or([0; 2], |offset| {
-                std::array::from_fn(|lane| word(image, offset + index * 16 + lane * 8))
-            });
-            vector[2..4].copy_from_slice(&high);
-            let high = offset_if(ZMM_HIGH, self.zmm_high).map_or([0; 4], |offset| {
-                std::array::from_fn(|lane| word(image, offset + index * 32 + lane * 8))
-            });
-            vector[4..].copy_from_slice(&high);
-        }
+        let (low, high) = state.vector.split_at_mut(16);
+        load_parts::<16, 2>(image, offset_if(AVX, self.avx), low, 2);
+        load_parts::<32, 4>(image, offset_if(ZMM_HIGH, self.zmm_high), low, 4);
+        load_parts::<64, 8>(image, offset_if(ZMM_16_31, self.zmm_16_31), high, 0);
         state.opmask = offset_if(OPMASK, self.opmask)
             .map_or([0; 8], |offset| std::array::from_fn(|index| word(image, offset + index * 8)));
         state.pkru = match (self.pkru, offset_if(PKRU, self.pkru)) {
@@ -196,7 +187,7 @@ fn store_legacy(state: &State, image: &mut [u8]) {
         image[place..place + 8].copy_from_slice(&register.significand.to_le_bytes());
         image[place + 8..place + 10].copy_from_slice(&register.sign_exponent.to_le_bytes());
     }
-    store_words(image, 160, state.vector[..16].iter().flat_map(|vector| &vector[..2]));
+    store_parts::<16, 2>(image, XMM, &state.vector[..16], 0);
 }
 
 fn load_legacy(image: &[u8], present: u64, state: &mut State) {
@@ -217,18 +208,45 @@ fn load_legacy(image: &[u8], present: u64, state: &mut State) {
         };
     }
     state.mxcsr = word(image, 24) as u32;
-    for (index, vector) in state.vector[..16].iter_mut().enumerate() {
-        for (lane, half) in vector[..2].iter_mut().enumerate() {
-            let value = word(image, 160 + index * 16 + lane * 8);
-            *half = if present & SSE_BIT != 0 { value } else { 0 };
+    let offset = (present & SSE_BIT != 0).then_some(XMM);
+    load_parts::<16, 2>(image, offset, &mut state.vector[..16], 0);
+}
+
+/// Stores `WORDS` words of each vector, from word `first` on: `BYTES` bytes, one behind the other from
+/// `offset`.
+fn store_parts<const BYTES: usize, const WORDS: usize>(
+    image: &mut [u8],
+    offset: usize,
+    vectors: &[Vector],
+    first: usize,
+) {
+    const { assert!(BYTES == 8 * WORDS) };
+    let places = image[offset..offset + BYTES * vectors.len()].as_chunks_mut::<BYTES>().0;
+    for (place, vector) in places.iter_mut().zip(vectors) {
+        let words: &[u64; WORDS] = vector[first..].first_chunk().expect("inside a vector");
+        for (bytes, word) in place.as_chunks_mut().0.iter_mut().zip(words) {
+            *bytes = word.to_le_bytes();
         }
     }
 }
 
-fn store_words<'a>(image: &mut [u8], offset: usize, words: impl IntoIterator<Item = &'a u64>) {
-    for (index, word) in words.into_iter().enumerate() {
-        let place = offset + index * 8;
-        image[place..place + 8].copy_from_slice(&word.to_le_bytes());
+/// Loads what [`store_parts`] stores; zeros where it lies nowhere.
+fn load_parts<const BYTES: usize, const WORDS: usize>(
+    image: &[u8],
+    offset: Option<usize>,
+    vectors: &mut [Vector],
+    first: usize,
+) {
+    const { assert!(BYTES == 8 * WORDS) };
+    let Some(offset) = offset else {
+        return vectors.iter_mut().for_each(|vector| vector[first..first + WORDS].fill(0));
+    };
+    let places = image[offset..offset + BYTES * vectors.len()].as_chunks::<BYTES>().0;
+    for (place, vector) in places.iter().zip(vectors) {
+        let words: &mut [u64; WORDS] = vector[first..].first_chunk_mut().expect("inside a vector");
+        for (bytes, word) in place.as_chunks().0.iter().zip(words) {
+            *word = u64::from_le_bytes(*bytes);
+        }
     }
 }
 

@@ -165,8 +165,8 @@ impl Child {
 
     /// Waits until the request is carried out, or has used `limit` of processor time.
     fn wait(&mut self, limit: Duration) -> Answer {
-        let mut still_since = Instant::now();
-        let (mut used_at_first, mut used_before) = (None, Duration::ZERO);
+        // Nearly every request is done by the first look: until then nobody asks for the time.
+        let (mut still_since, mut used_at_first, mut used_before) = (None, None, Duration::ZERO);
         loop {
             if self.word(control::DONE).wait_for(self.sequence, LEG_CHECK) {
                 return Answer::Done;
@@ -178,13 +178,13 @@ impl Child {
             }
             let used = self.processor_time().unwrap_or_default();
             if used > used_before {
-                (used_before, still_since) = (used, Instant::now());
+                (used_before, still_since) = (used, None);
             }
             if used.saturating_sub(*used_at_first.get_or_insert(used)) >= limit {
                 self.kill();
                 return Answer::RanOn;
             }
-            if still_since.elapsed() >= PATIENCE {
+            if still_since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
                 self.kill();
                 return Answer::Lost(Loss::Hung);
             }

@@ -67,7 +67,7 @@ struct Run<'a> {
     map: MapModel,
     /// The map may not be what is mapped in the child.
     map_changed: bool,
-    state: State,
+    state: Box<State>,
     events_applied: usize,
     /// Instructions executed, if they are counted.
     executed: u64,
@@ -144,7 +144,7 @@ impl Silicon {
             return Outcome::inexact(stop, run.events_applied);
         }
         let memory = self.memory.changes(run.case);
-        Outcome { stop, events_applied: run.events_applied, state: run.state, memory }
+        Outcome { stop, events_applied: run.events_applied, state: *run.state, memory }
     }
 
     /// Processor time of a leg after which a first try ends.
@@ -158,8 +158,9 @@ impl Silicon {
         Ok(())
     }
 
-    /// Takes a child that does not lie where the case wants pages, best one that has its mappings.
-    fn prepare_child(&mut self, case: &Case, map: &MapModel) -> Result<(), Unsupported> {
+    /// Takes a child that does not lie where the case wants pages, best one that has its mappings; whether
+    /// it has them.
+    fn prepare_child(&mut self, case: &Case, map: &MapModel) -> Result<bool, Unsupported> {
         if ranges(case).any(|range| range.last().0 >= USER_END) {
             return Err(Unsupported::new("pages above the user half of the address space"));
         }
@@ -167,13 +168,15 @@ impl Silicon {
             GuestRange::new(GuestAddress(base), SPAN as u64)
                 .is_ok_and(|span| !ranges(case).any(|range| range.overlaps(span)))
         };
-        if self.rooms.take(&Present::all(map, &self.memory), is_free) {
-            return Ok(());
+        let wanted = Present::all(map, &self.memory);
+        if self.rooms.take(&wanted, is_free) {
+            return Ok(self.rooms.current().is_some_and(|room| room.has(&wanted)));
         }
         let base = BASES.into_iter().find(|&base| is_free(base));
         let base = base.ok_or_else(|| Unsupported::new("no room for the stub beside the pages"))?;
         self.start_child(base)
-            .map_err(|error| Unsupported::new(format!("the child cannot be started: {error}")))
+            .map_err(|error| Unsupported::new(format!("the child cannot be started: {error}")))?;
+        Ok(false)
     }
 
     /// Runs a case. If there is an `observer`, it is called before each instruction.
@@ -185,15 +188,15 @@ impl Silicon {
     ) -> Result<(Run<'a>, Stop), Unsupported> {
         self.memory.load(case);
         let map = MapModel::initial(case);
-        self.prepare_child(case, &map)?;
+        let is_mapped = self.prepare_child(case, &map)?;
         if let Some(room) = self.rooms.current_mut() {
             room.child.set_leg_time(leg_time);
         }
         let mut run = Run {
             case,
             map,
-            map_changed: true,
-            state: case.state.clone(),
+            map_changed: !is_mapped,
+            state: Box::new(case.state.clone()),
             events_applied: 0,
             executed: 0,
             executed_in_leg: 0,

@@ -55,7 +55,7 @@ impl Rooms {
     /// free of which `is_free` is true. False where a new child is to be started instead.
     pub(super) fn take(&mut self, wanted: &[Present], is_free: impl Fn(u64) -> bool) -> bool {
         let free = |(_, room): &(usize, &Room)| is_free(room.child.base());
-        let suits = |room: &Room| room.present == wanted || room.present.is_empty();
+        let suits = |room: &Room| room.has(wanted) || room.present.is_empty();
         let rooms = || self.rooms.iter().enumerate().filter(free);
         let ready = rooms().find(|(_, room)| suits(room));
         let any = || rooms().min_by_key(|(_, room)| room.taken);
@@ -102,9 +102,14 @@ impl Rooms {
 }
 
 impl Room {
+    /// Whether just that is mapped.
+    pub(super) fn has(&self, wanted: &[Present]) -> bool {
+        self.present == wanted
+    }
+
     /// The system calls that turn what is mapped into `wanted`.
     pub(super) fn remap(&mut self, wanted: Vec<Present>) -> Vec<SystemCall> {
-        if wanted == self.present {
+        if self.has(&wanted) {
             return Vec::new();
         }
         // What comes in the very place of something that goes replaces it, which saves a call.

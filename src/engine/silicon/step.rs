@@ -69,7 +69,7 @@ impl Silicon {
         let case = &Case { limit: Some(limit), ..case.clone() };
         let mut observe = |silicon: &Silicon, run: &Run<'_>| {
             steps.push(Step {
-                state: run.state.clone(),
+                state: State::clone(&run.state),
                 memory: silicon.memory.changes(run.case),
                 code: silicon.memory.read(&run.map, GuestAddress(run.state.rip), 15),
                 events_applied: run.events_applied,
