@@ -251,30 +251,37 @@ fn is_packed_integer(code: Code) -> bool {
 /// The families of one case with the share of each.
 #[derive(Debug)]
 pub(super) struct Swarm {
-    members: [(Family, u16); Self::MOST],
+    members: [Family; Self::MOST],
+    /// Where the share of each ends, of `total`.
+    ends: [u16; Self::MOST],
     count: usize,
     total: u16,
 }
 
 impl Swarm {
     const MOST: usize = 10;
+    const ALL_FAMILIES: usize = Family::ALL.len();
 
     /// Draws one to ten of `families`, each with a weight of its own.
     pub(super) fn draw(choices: &mut Choices, families: &[Family]) -> Self {
-        let mut swarm = Self { members: [(families[0], 1); Self::MOST], count: 0, total: 0 };
-        let sum: usize = families.iter().map(|family| usize::from(family.weight())).sum();
+        let (members, ends) = ([families[0]; Self::MOST], [u16::MAX; Self::MOST]);
+        let mut swarm = Self { members, ends, count: 0, total: 0 };
+        // Where each family's share ends. To count the ends that lie before a number is faster than to look
+        // for the first that does not: how far a search goes is chance, which no processor foresees.
+        let mut ends = [u16::MAX; Self::ALL_FAMILIES];
+        let mut sum = 0;
+        for (end, family) in ends.iter_mut().zip(families) {
+            sum += u16::from(family.weight());
+            *end = sum;
+        }
         let wanted = 1 + choices.below(Self::MOST);
         for _ in 0..wanted {
-            let mut rest = choices.below(sum);
-            let drawn = families.iter().find(|family| {
-                let weight = usize::from(family.weight());
-                let found = rest < weight;
-                rest = rest.saturating_sub(weight);
-                found
-            });
+            let drawn = choices.below(usize::from(sum)) as u16;
+            let drawn = ends.iter().filter(|end| **end <= drawn).count();
             let weight = 1 + choices.below(8) as u16;
             swarm.total += weight;
-            swarm.members[swarm.count] = (drawn.copied().unwrap_or(families[0]), swarm.total);
+            swarm.members[swarm.count] = families[drawn];
+            swarm.ends[swarm.count] = swarm.total;
             swarm.count += 1;
         }
         swarm
@@ -283,12 +290,11 @@ impl Swarm {
     /// One of its families, by weight.
     pub(super) fn pick(&self, choices: &mut Choices) -> Family {
         let roll = choices.below(usize::from(self.total)) as u16;
-        let members = &self.members[..self.count];
-        members.iter().find(|(_, end)| roll < *end).map_or(members[0].0, |(family, _)| *family)
+        self.members[self.ends.iter().filter(|end| **end <= roll).count()]
     }
 
     /// Whether `family` takes part.
     pub(super) fn has(&self, family: Family) -> bool {
-        self.members[..self.count].iter().any(|(member, _)| *member == family)
+        self.members[..self.count].contains(&family)
     }
 }

@@ -14,6 +14,9 @@ use super::template::Template;
 const OTHER_ENCODING: &str = "another encoding, which decodes to a form that is generated";
 const OTHER_OPERANDS: &str = "has operands that 64-bit user code does not have";
 
+/// No form has this number.
+const NO_FORM: u16 = u16::MAX;
+
 /// See the file's head.
 #[derive(Debug)]
 pub(super) struct FormTable {
@@ -22,8 +25,9 @@ pub(super) struct FormTable {
     pub refused: BTreeMap<&'static str, Vec<Code>>,
     /// By family: the templates in it, and those of them that every emulator has.
     members: Vec<[Vec<u16>; 2]>,
-    /// By opcode and operand form: the form.
-    ids: Vec<[Option<FormId>; 3]>,
+    /// By opcode and operand form: the form, or [`NO_FORM`]. Small, since each instruction that is made
+    /// reads another part of it.
+    ids: Vec<[u16; 3]>,
     /// By opcode: refused.
     refusals: Vec<Option<Refusal>>,
     /// Opcodes of the host that are refused, which are drawn like any other and then counted.
@@ -37,7 +41,7 @@ impl FormTable {
             forms: Vec::new(),
             refused: BTreeMap::new(),
             members: vec![[Vec::new(), Vec::new()]; Family::ALL.len()],
-            ids: vec![[None; 3]; Code::values().len()],
+            ids: vec![[NO_FORM; 3]; Code::values().len()],
             refusals: vec![None; Code::values().len()],
             refused_codes: Vec::new(),
         };
@@ -73,7 +77,7 @@ impl FormTable {
                 self.refused.entry(OTHER_ENCODING).or_default().push(code);
                 continue;
             }
-            self.ids[code as usize][*operand_form as usize] = Some(id);
+            self.ids[code as usize][*operand_form as usize] = id.0;
             self.forms.push(template.form());
             let members = &mut self.members[template.family as usize];
             members[0].push(id.0);
@@ -97,7 +101,8 @@ impl FormTable {
 
     /// The number of the form of an instruction, if it is one of those in reach.
     pub(super) fn id_of(&self, form: Form) -> Option<FormId> {
-        self.ids[form.code as usize][form.operands as usize]
+        let id = self.ids[form.code as usize][form.operands as usize];
+        (id != NO_FORM).then_some(FormId(id))
     }
 
     /// The template of an opcode with registers or memory.
