@@ -293,10 +293,11 @@ impl Writer<'_, '_> {
         if self.choices.chance(96) {
             return self.rewrites_ahead();
         }
+        if self.choices.chance(32) {
+            return self.rewrites_often();
+        }
         let counter = self.counter();
-        // Few passes, or as many as it takes until an engine has got used to it.
-        let few = 2 + self.choices.below(6) as u64;
-        let times = if self.choices.chance(48) { few + 7 + few } else { few };
+        let times = 2 + self.choices.below(6) as u64;
         self.load(counter, times);
         let pinned = self.pinned;
         self.pinned |= 1 << counter;
@@ -342,6 +343,32 @@ impl Writer<'_, '_> {
     pub(super) fn change(&mut self, code: Code, address: u64, value: u32) {
         let operand = MemoryOperand::with_base_displ_size(Register::RIP, address as i64, 8);
         self.emit_made(Instruction::with2(code, operand, value));
+    }
+
+    /// The guest rewrites an instruction in a loop until an engine may have got used to it, then another one
+    /// near it, and does all that again.
+    fn rewrites_often(&mut self) {
+        let pinned = self.pinned;
+        let [outer, inner] = [(); 2].map(|()| {
+            let counter = self.counter();
+            self.pinned |= 1 << counter;
+            counter
+        });
+        self.load(outer, 2);
+        let again = self.address();
+        let times = 9 + self.choices.below(12) as u64;
+        self.load(inner, times);
+        let top = self.address();
+        let [first, second] = [(); 2].map(|()| self.patchable());
+        let often = if self.choices.chance(128) { (first, second) } else { (second, first) };
+        let code = self.choices.pick(&[Code::Add_rm32_imm32, Code::Xor_rm32_imm32]);
+        let (address, value) = self.rewriting(often.0, code);
+        self.change(code, address, value);
+        self.count_down(inner, top);
+        let (address, value) = self.rewriting(often.1, Code::Mov_rm32_imm32);
+        self.change(Code::Mov_rm32_imm32, address, value);
+        self.count_down(outer, again);
+        self.pinned = pinned;
     }
 
     /// What rewrites: an addition writes something else each time, XOR what was there before.
