@@ -25,7 +25,6 @@
 use std::fmt;
 use std::ops::{Bound, RangeBounds};
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use smallvec::SmallVec;
 
 use super::exit::Exit;
@@ -275,7 +274,7 @@ impl Hooks {
     }
 
     /// The closures to be called at `pc`.
-    fn due(&self, pc: GuestAddress, place: Place) -> Vec<Arc<Closure<CodeCall>>> {
+    fn due(&self, pc: GuestAddress, place: Place) -> SmallVec<[Arc<Closure<CodeCall>>; 1]> {
         let continues =
             |span: Span| place.at == pc && place.from.is_some_and(|from| span.contains(from));
         let blocks =
@@ -376,12 +375,10 @@ impl Vcpu {
         if running.core().hooks.is_stop(pc) { Met::Stop } else { Met::Nothing }
     }
 
-    /// Notes how control came to RIP by the instruction at `before`, whose bytes are in `self.bytes`.
+    /// Notes how control came to RIP by the instruction at `before`, the last one that was stepped.
     pub(super) fn note_step(&mut self, before: GuestAddress) {
         self.place.done();
-        let mut decoder = Decoder::with_ip(64, &self.bytes, before.0, DecoderOptions::NONE);
-        let instruction = decoder.decode();
-        if instruction.flow_control() == FlowControl::Next && self.pc.0 == instruction.next_ip() {
+        if self.falls_to == Some(self.pc) {
             self.place.inside(self.pc, before);
         } else {
             self.place.elsewhere();

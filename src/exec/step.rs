@@ -6,7 +6,7 @@
 //! on the slot, and the operand is stored back (the *bounce*). Everything else is executed by
 //! `assist`.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Register};
 
 use super::access::{Access, page_fault};
 use super::core::Core;
@@ -42,10 +42,13 @@ pub(super) enum Single {
 impl Vcpu {
     /// Executes the instruction at RIP.
     pub(super) fn step(&mut self, core: &mut Locked<'_>) -> Stepped {
+        self.falls_to = None;
         let instruction = match self.fetch(core) {
             Ok(instruction) => instruction,
             Err(exit) => return Stepped::Exit(exit),
         };
+        let falls = instruction.flow_control() == FlowControl::Next;
+        self.falls_to = falls.then(|| GuestAddress(instruction.next_ip()));
         self.shadow = false;
         self.note_site(core, &instruction);
         match self.execute(core, &instruction) {

@@ -66,6 +66,8 @@ pub struct Vcpu {
     /// Instructions executed since the vCPU was made, as far as they were counted.
     executed: u64,
     pub(super) bytes: Vec<u8>,
+    /// The address behind the instruction that was stepped last, unless that transfers control.
+    pub(super) falls_to: Option<GuestAddress>,
     /// How control came to `pc`; kept up to date where there are code or block hooks.
     pub(super) place: Place,
     /// If the code cache was last left inside of a block: its address, and how many of its instructions
@@ -137,6 +139,7 @@ impl Vcpu {
             on_code: true,
             executed: 0,
             bytes: Vec::new(),
+            falls_to: None,
             place: Place::default(),
             within: None,
             first: 0,
