@@ -218,8 +218,7 @@ impl Translator {
         let constant =
             guest.is_ip_rel_memory_operand() || (base == Register::None && index == Register::None);
         if based {
-            let linear = self.linear_address(emitter, guest, moved, loans);
-            let scratch = loans.take(emitter);
+            let (linear, scratch) = self.linear_address(emitter, guest, moved, loans);
             emitter.probe(self.probe, linear, scratch);
             set_memory(moved, gpr64(linear), 0, 0);
         } else if constant {
@@ -270,14 +269,14 @@ impl Translator {
         }
     }
 
-    /// The linear address of an operand of FS or GS, in a borrowed register.
+    /// The linear address of an operand of FS or GS, in a borrowed register; and another such register.
     fn linear_address(
         &mut self,
         emitter: &mut Emitter,
         guest: &Instruction,
         moved: &Instruction,
         loans: &mut Loans,
-    ) -> u8 {
+    ) -> (u8, u8) {
         let linear = loans.take_operand(emitter);
         let (base, index) = (moved.memory_base(), moved.memory_index());
         if guest.is_ip_rel_memory_operand() || (base == Register::None && index == Register::None) {
@@ -291,7 +290,7 @@ impl Translator {
         let fs = guest.memory_segment() == Register::FS;
         emitter.load(scratch, if fs { at::FS_BASE } else { at::GS_BASE });
         emitter.add(linear, linear, scratch);
-        linear
+        (linear, scratch)
     }
 
     /// `register ←` the effective address of an operand with other registers.

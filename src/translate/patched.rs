@@ -51,9 +51,8 @@ pub fn patched<'a>(
         let mut differs = found.clone();
         let differences = (0..bytes.len().min(code.len())).filter(|&at| bytes[at] != code[at]);
         let known = differences.map(|at| all.iter().position(|it| it.bytes.contains(&(at as u32))));
-        let only_immediates = known.fold(true, |only, index| {
-            index.inspect(|index| differs[*index] = true).is_some() && only
-        });
+        let mut indexes = known.map(|index| index.inspect(|index| differs[*index] = true));
+        let only_immediates = indexes.all(|index| index.is_some());
         if only_immediates {
             found = differs;
             versions += 1;

@@ -13,12 +13,14 @@ const PC: GuestAddress = GuestAddress(0x40_1000);
 fn translate(write: impl Fn(&mut CodeAssembler)) -> Vec<u8> {
     let mut assembler = CodeAssembler::new(64).unwrap();
     write(&mut assembler);
-    let code = assembler.assemble(PC.0).unwrap();
-    let span = (GuestAddress(0x40_1000), GuestAddress(0x40_1fff));
+    translate_bytes(&assembler.assemble(PC.0).unwrap())
+}
+
+fn translate_bytes(code: &[u8]) -> Vec<u8> {
     let request = Request {
         pc: PC,
-        code: &code,
-        span,
+        code,
+        span: (GuestAddress(0x40_1000), GuestAddress(0x40_1fff)),
         stops: &[],
         counted: false,
         checked: false,
@@ -81,4 +83,15 @@ fn a_repeated_instruction_follows_a_poll_at_once() {
     let pairs: Vec<_> = lines.windows(2).filter(repeated).collect();
     assert_eq!(pairs.len(), 3);
     assert!(pairs.iter().all(|pair| pair[0].ends_with(" mov r14d,[r14]")), "{pairs:?}");
+}
+
+/// The most registers that are borrowed at once: the value, both registers of the address, and two for the
+/// segment's base.
+#[test]
+fn an_address_of_fs_in_moved_registers_has_room() {
+    // pop and push qword ptr fs:[r14+r15*2+8]
+    for bytes in [[0x64, 0x43, 0x8f, 0x44, 0x7e, 0x08], [0x64, 0x43, 0xff, 0x74, 0x7e, 0x08]] {
+        let code = translate_bytes(&bytes);
+        assert!(listing(&code).iter().any(|line| line.contains("rorx")), "its address is probed");
+    }
 }
