@@ -56,8 +56,9 @@ fn entering(times: u64) -> Result<Race, Failure> {
     Ok(Race { unicorn, ..Race::of_the_jit("enter, 3 warm instructions, exit", "ns", jit) })
 }
 
-/// `mov rax, number; nop; hlt`, nine bytes that differ each time.
-pub(super) fn fresh(number: u64) -> Vec<u8> {
+/// `mov register, number; nop; hlt`, nine bytes that differ each time, and in more than their constant from what
+/// was there lately.
+fn fresh(number: u64) -> Vec<u8> {
     let register = (number & 15) as u8;
     let (rex, modrm) = (0x48 | register >> 3, 0xc0 | register & 7);
     vec![rex, 0xc7, modrm, (number >> 4) as u8, (number >> 12) as u8, 0, 0, 0x90, 0xf4]

@@ -41,7 +41,7 @@ pub(crate) struct CodeCache {
     pub(super) former: FxHashMap<u64, VecDeque<RegionId>>,
     /// By chunk: whose it is, and which of its chunks.
     pub(super) owners: Vec<Option<(RegionId, usize)>>,
-    /// Regions that nobody needs, whose memory others are to have.
+    /// Empty regions, whose memory others are to have.
     pub(super) spare: Vec<Region>,
     pub(super) next: u64,
     /// How often memory was to be reclaimed.
@@ -170,10 +170,8 @@ impl CodeCache {
             let before = self.table.insert(page, id);
             debug_assert!(before.is_none(), "a page lies in one region");
         }
-        let region = match self.spare.pop() {
-            Some(spare) => spare.renewed(span),
-            None => Region::new(span),
-        };
+        let mut region = self.spare.pop().unwrap_or_else(|| Region::new(span));
+        region.span = span;
         self.regions.insert(id, region);
         id
     }

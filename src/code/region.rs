@@ -62,6 +62,9 @@ pub(crate) struct RegionId(pub(crate) u64);
 /// Places for blocks that a region begins with.
 const FIRST_PLACES: usize = 16;
 
+/// Blocks for which an empty region keeps memory.
+const MOST_KEPT: usize = 1 << 9;
+
 /// See the file's head.
 #[derive(Debug)]
 pub(crate) struct Region {
@@ -106,12 +109,15 @@ impl Region {
         }
     }
 
-    /// An empty one in the memory of one that nobody needs any more.
-    pub(crate) fn renewed(mut self, span: (GuestAddress, GuestAddress)) -> Self {
+    /// An empty one, with no span yet, in the memory of one that nobody needs any more, as far as that is
+    /// little.
+    pub(crate) fn emptied(mut self) -> Self {
         self.pages.clear();
         self.blocks.clear();
+        self.blocks.shrink_to(MOST_KEPT);
         self.store.clear();
         self.versions.clear();
+        self.versions.shrink_to(MOST_KEPT);
         self.chunks.clear();
         self.straddled.clear();
         Self {
@@ -121,7 +127,7 @@ impl Region {
             versions: self.versions,
             chunks: self.chunks,
             straddled: self.straddled,
-            ..Self::new(span)
+            ..Self::new((GuestAddress(0), GuestAddress(0)))
         }
     }
 

@@ -157,8 +157,8 @@ impl CodeCache {
 
     /// Nobody needs a region any more.
     fn forget(&mut self, id: RegionId) {
-        let region = self.regions.remove(&id);
-        self.spare.extend(region.filter(|_| self.spare.len() < MOST_SPARE));
+        let region = self.regions.remove(&id).filter(|_| self.spare.len() < MOST_SPARE);
+        self.spare.extend(region.map(Region::emptied));
     }
 
     /// Retired regions that are not reclaimed.
