@@ -32,8 +32,8 @@ const VERSIONS: usize = 2;
 /// as many others.
 const SLOT: usize = 3;
 
-/// The immediates of `code`, at `pc`, that are another in `earlier` versions of it, if nothing else is in
-/// some of these.
+/// The immediates of `code`, at `pc`, that are another in `earlier` versions of it, as far as there are two of
+/// these in which nothing else is.
 pub fn patched<'a>(
     code: &[u8],
     pc: GuestAddress,
@@ -150,8 +150,10 @@ impl Translator {
         let register = free.expect("an instruction has at most three registers");
         let wide = made.op0_register().is_gpr64() || made.memory_size().size() == 8;
         made.set_op1_register(if wide { gpr64(register) } else { gpr32(register) });
-        self.encoder.encode(&made, made.ip()).expect("each has a form with a register");
+        // It is shorter, so the farthest displacement from RIP may not reach.
+        let result = self.encoder.encode(&made, made.ip());
         let encoded = self.encoder.take_buffer();
+        result.map_err(|_| NeedsAssist)?;
         let address = work.request.pc.wrapping_add(u64::from(bytes.start));
         work.emitter.spill(SLOT, register);
         work.emitter.read_immediate(register, address.0, bytes.len());

@@ -4,7 +4,7 @@
 use iced_x86::code_asm::*;
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
 
-use super::{Request, Translator};
+use super::{Patched, Request, Translator, patchable, patched};
 use crate::guest::GuestAddress;
 
 const PC: GuestAddress = GuestAddress(0x40_1000);
@@ -17,15 +17,19 @@ fn translate(write: impl Fn(&mut CodeAssembler)) -> Vec<u8> {
 }
 
 fn translate_bytes(code: &[u8]) -> Vec<u8> {
+    translate_patched(code, &[])
+}
+
+fn translate_patched(code: &[u8], patched: &[Patched]) -> Vec<u8> {
     let request = Request {
         pc: PC,
         code,
         span: (GuestAddress(0x40_1000), GuestAddress(0x40_1fff)),
         stops: &[],
         counted: false,
-        checked: false,
+        checked: !patched.is_empty(),
         single_pass: false,
-        patched: &[],
+        patched,
     };
     Translator::new(46).block(&request).code.to_vec()
 }
@@ -93,5 +97,38 @@ fn an_address_of_fs_in_moved_registers_has_room() {
     for bytes in [[0x64, 0x43, 0x8f, 0x44, 0x7e, 0x08], [0x64, 0x43, 0xff, 0x74, 0x7e, 0x08]] {
         let code = translate_bytes(&bytes);
         assert!(listing(&code).iter().any(|line| line.contains("rorx")), "its address is probed");
+    }
+}
+
+const DATA: i32 = 0x1000;
+
+/// `add dword ptr [rip+distance], constant`
+fn add_constant(distance: i32, constant: u32) -> Vec<u8> {
+    [[0x81, 0x05].as_slice(), &distance.to_le_bytes(), &constant.to_le_bytes()].concat()
+}
+
+#[test]
+fn a_constant_is_read_if_two_versions_differ_in_nothing_else() {
+    let versions = [1, 2, 3].map(|constant| add_constant(DATA, constant));
+    let earlier = |from: &[usize]| {
+        let of = from.iter().map(|&index| versions[index].as_slice()).collect::<Vec<_>>();
+        patched(&versions[2], PC, of.into_iter())
+    };
+    assert_eq!(earlier(&[0, 1]), patchable(&versions[2], PC));
+    assert_eq!(earlier(&[0, 1])[0].bytes, 6..10);
+    assert!(earlier(&[0]).is_empty());
+    // Another displacement is another instruction.
+    let other = add_constant(DATA + 4, 1);
+    assert!(patched(&versions[2], PC, [&*other, &*versions[0]].into_iter()).is_empty());
+}
+
+#[test]
+fn a_constant_whose_instruction_reaches_as_far_as_can_be_is_left_to_the_run_loop() {
+    for distance in [DATA, i32::MAX] {
+        let code = add_constant(distance, 7);
+        let emitted = translate_patched(&code, &patchable(&code, PC));
+        let reads =
+            listing(&emitted).iter().any(|line| line.contains("add") && line.contains("eax"));
+        assert_eq!(reads, distance == DATA, "{distance:#x}");
     }
 }
