@@ -56,10 +56,13 @@ fn text(element: ElementRef<'_>) -> String {
     element.text().collect()
 }
 
-/// Of `engine: …mnemonic → component` the mnemonic.
+/// Of `engine: …mnemonic → component` the mnemonic, as listings have it.
 fn mnemonic_of(title: &str) -> String {
     let (before, _) = title.split_once(" → ").unwrap();
-    before.rsplit([' ', '…']).next().unwrap().to_owned()
+    match before.rsplit([' ', '…']).next().unwrap() {
+        "reservednop" => "nop".to_owned(),
+        other => other.to_owned(),
+    }
 }
 
 /// What is true of every page.
