@@ -25,9 +25,9 @@ use crate::translate::{CODE_ALIGNMENT, ENTRY, Stub, TranslatedBlock};
 pub(crate) struct CodeCache {
     pub(super) arena: Arena,
     /// Offset in the arena of each stub.
-    pub(super) stubs: [u32; Stub::ALL.len()],
+    stubs: [u32; Stub::ALL.len()],
     pub(super) lookups: Arc<Lookups>,
-    pub(super) epoch: Epoch,
+    epoch: Epoch,
     /// Whoever changes the cache, in the epoch.
     pub(super) changer: Participant,
     /// Those that are retired too, until they go.
@@ -43,7 +43,7 @@ pub(crate) struct CodeCache {
     pub(super) owners: Vec<Option<(RegionId, usize)>>,
     /// Empty regions, whose memory others are to have.
     pub(super) spare: Vec<Region>,
-    pub(super) next: u64,
+    next: u64,
     /// How often memory was to be reclaimed.
     pub(super) reclaims: u64,
     pub(super) figures: Figures,
@@ -70,13 +70,23 @@ impl Lookups {
 /// A host address that is in a block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Located<'a> {
+    region: &'a Region,
     pub(crate) block: &'a Block,
-    /// As it was translated.
-    pub(crate) translated: TranslatedBlock<'a>,
-    #[cfg(test)]
-    pub(crate) source: Source<'a>,
     /// Offset from the block's first byte of code.
     pub(crate) offset: u32,
+}
+
+impl<'a> Located<'a> {
+    /// The block as it was translated.
+    pub(crate) fn translated(&self) -> TranslatedBlock<'a> {
+        self.region.translated(self.block)
+    }
+
+    /// What it was translated from.
+    #[cfg(test)]
+    pub(crate) fn source(&self) -> Source<'a> {
+        self.region.source(self.block)
+    }
 }
 
 /// The arena has no chunk left.
@@ -322,13 +332,7 @@ impl CodeCache {
         let (region, chunk) = (*self.owners.get(offset / CHUNK_BYTES)?)?;
         let region = self.regions.get(&region)?;
         let block = region.block_at(chunk, offset)?;
-        Some(Located {
-            block,
-            translated: region.translated(block),
-            #[cfg(test)]
-            source: region.source(block),
-            offset: (offset - block.offset) as u32,
-        })
+        Some(Located { region, block, offset: (offset - block.offset) as u32 })
     }
 
     /// Points a direct jump of the block at `from` at `target`, if that is in the same region: not if

@@ -187,7 +187,7 @@ proptest! {
                     let Some(host) = found else { continue };
                     let located = cache.locate(host + 7).unwrap();
                     prop_assert_eq!((located.block.key, located.offset), (key, 7));
-                    prop_assert_eq!(Some(&located.source.bytes[2]), version, "made from what is there");
+                    prop_assert_eq!(Some(&located.source().bytes[2]), version, "made from what is there");
                 }
             }
         }

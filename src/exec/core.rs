@@ -16,7 +16,7 @@ use super::trapped::Sites;
 use super::vcpu_memory::{Door, PollCell};
 use crate::code::gate::Gates;
 use crate::code::sync::Arc;
-use crate::code::{Arena, CHUNK_BYTES, CodeCache, Figures, Full, Key, Source};
+use crate::code::{Arena, CHUNK_BYTES, CodeCache, Figures, Full, Key, RegionId, Source};
 use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
 use crate::memory::{AccessError, AddressSpace, PageId};
 use crate::translate::{Leave, PatchedList, Request, Stub, Translator, patched};
@@ -152,9 +152,7 @@ impl Core {
                 self.cache.create(span)
             }
         };
-        // Nothing but the code's bytes decides what the block is.
-        let mut as_is;
-        let block = loop {
+        let (block, checked, as_is) = loop {
             let checked = pages.iter().any(|page| self.pages.is_checked(*page));
             // Above the window, or where it is trapped, a block cannot compare its source.
             let beyond = key.pc.0 >= self.memory.window_end();
@@ -170,14 +168,13 @@ impl Core {
             }
             let Some(span) = self.cache.span(region) else { return Found::Nothing };
             let stops = self.sites.stepped(key.pc, self.source.len() as u64);
-            as_is = !self.hooks.on_code && stops.is_empty();
+            // Nothing but the code's bytes decides what the block is.
+            let as_is = !self.hooks.on_code && stops.is_empty();
             if as_is && let Some(revived) = self.cache.revive(region, key, &self.source, checked) {
                 return self.found(key, revived);
             }
-            // The search costs as much as a translation, so not each time.
-            let versions = self.cache.versions(region, key);
-            let patched = if as_is && checked && versions > 1 && versions.is_power_of_two() {
-                patched(&self.source, key.pc, self.cache.earlier(region, key))
+            let patched = if as_is && checked {
+                self.patched_constants(region, key)
             } else {
                 PatchedList::new()
             };
@@ -193,10 +190,9 @@ impl Core {
             });
             match next {
                 Some(next) if block.truncated && pages.len() == 1 => pages.push(next),
-                _ => break (block, checked),
+                _ => break (block, checked, as_is),
             }
         };
-        let (block, checked) = block;
         let kept = if as_is && !block.truncated { block.guest_bytes as usize } else { 0 };
         let source = Source { bytes: &self.source[..kept], checked };
         let jumps = self.hooks.allow_jump(key.pc);
@@ -205,6 +201,17 @@ impl Core {
             self.cache.count(&block);
         }
         self.found(key, inserted)
+    }
+
+    /// The immediates of the source in hand that its block is to read. The search costs as much as a
+    /// translation, so it is not made for each version.
+    fn patched_constants(&self, region: RegionId, key: Key) -> PatchedList {
+        let versions = self.cache.versions(region, key);
+        if versions > 1 && versions.is_power_of_two() {
+            patched(&self.source, key.pc, self.cache.earlier(region, key))
+        } else {
+            PatchedList::new()
+        }
     }
 
     /// What came of putting a block in place.
@@ -227,7 +234,7 @@ impl Core {
     /// Points the direct jumps of a new block at what is translated already, or it would be left at each.
     fn chain(&mut self, key: Key, host: u64) {
         let Some(located) = self.cache.locate(host) else { return };
-        let exits = located.translated.exits.iter();
+        let exits = located.translated().exits.iter();
         let jumps: SmallVec<[(GuestAddress, u32); 2]> = exits
             .filter_map(|exit| match exit.leave {
                 Leave::Direct { target, patch } => Some((target, patch)),
@@ -391,8 +398,9 @@ impl Core {
     /// If the block at `host` ends without a transfer of control: where, and where it starts.
     pub(super) fn falls_through(&self, host: u64) -> Option<(GuestAddress, GuestAddress)> {
         let located = self.cache.locate(host)?;
-        let (start, bytes) = (located.block.key.pc, located.translated.guest_bytes);
-        let last = located.translated.side_table.iter().rev().find(|entry| entry.guest < bytes)?;
+        let (start, translated) = (located.block.key.pc, located.translated());
+        let bytes = translated.guest_bytes;
+        let last = translated.side_table.iter().rev().find(|entry| entry.guest < bytes)?;
         let pc = start.wrapping_add(u64::from(last.guest));
         let mut source = Vec::new();
         self.memory.fetch(pc, 15, &mut source);

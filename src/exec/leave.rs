@@ -19,7 +19,7 @@ impl Vcpu {
             return Handled::End(End::Exit(lost("a way out of the code cache is not known")));
         };
         let (host, pc) = (core.cache.arena().address(located.block.offset), located.block.key.pc);
-        let translated = &located.translated;
+        let translated = located.translated();
         let Some(exit) = translated.exit(located.offset + 1).copied() else {
             return Handled::End(End::Exit(lost("a way out of a block is not known")));
         };
@@ -87,13 +87,13 @@ impl Vcpu {
         let address = self.memory.block().exit_address;
         let located = core.cache.locate(address - 1);
         let exit = located.and_then(|located| {
-            let exit = located.translated.exit(located.offset + 1).copied()?;
+            let exit = located.translated().exit(located.offset + 1).copied()?;
             Some((located, exit))
         });
         let Some((located, Exit { leave: Leave::Indirect { branch }, offset })) = exit else {
             return End::Exit(lost("a block is left at no branch"));
         };
-        let (pc, translated) = (located.block.key.pc, &located.translated);
+        let (pc, translated) = (located.block.key.pc, located.translated());
         // A block that just goes on elsewhere has nothing left to do.
         let entry = translated.side_entry(offset - 1);
         let own = entry.filter(|entry| branch == pc.wrapping_add(u64::from(entry.guest)));
@@ -201,7 +201,7 @@ impl Vcpu {
         }
         // Code that is executed once is not in the table: `step` knows what it was.
         let Some(located) = cache.locate(host) else { return };
-        let translated = &located.translated;
+        let translated = located.translated();
         let guest = translated.side_entry(located.offset).map_or(0, |entry| entry.guest);
         let pc = located.block.key.pc.wrapping_add(u64::from(guest));
         let opcode = translated.x87_opcode(guest);
@@ -246,7 +246,7 @@ impl Vcpu {
         let Some(located) = core.cache.locate(host) else {
             return End::Exit(lost("a fault is not in a block"));
         };
-        let translated = &located.translated;
+        let translated = located.translated();
         let Some(entry) = translated.side_entry(located.offset).copied() else {
             return End::Exit(lost("a fault is not in the side table"));
         };

@@ -56,10 +56,12 @@ impl AliasIndex {
 
     /// The parts of `wanted` that are mapped, each with its address; a page once for each alias.
     pub(super) fn find(&self, wanted: PageRun) -> impl Iterator<Item = (PageRun, GuestAddress)> {
-        let without_lowest = |used: &u64| Some(used & (used - 1)).filter(|left| *left != 0);
-        let lefts =
-            std::iter::successors(Some(self.used).filter(|used| *used != 0), without_lowest);
-        let used = lefts.map(|left| left.trailing_zeros() as usize);
+        let mut left = self.used;
+        let used = std::iter::from_fn(move || {
+            let lowest = (left != 0).then(|| left.trailing_zeros() as usize);
+            left &= left.wrapping_sub(1);
+            lowest
+        });
         used.flat_map(move |class| self.find_in_class(class, wanted))
     }
 
