@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use iced_x86::Mnemonic;
 
 use super::ClusterRecord;
 use super::case_file::write_finding;
@@ -14,7 +14,7 @@ use super::folder::{FileError, Folder};
 use crate::case::Case;
 use crate::engine::Engine;
 use crate::engine::silicon::Silicon;
-use crate::guest::GuestAddress;
+use crate::guest::{GuestAddress, decoder};
 use crate::oracle::judge::{ClusterKey, EngineVerdict, Finding, judge_outcome};
 use crate::oracle::localise::{Culprit, Divergence, differences_of};
 use crate::oracle::minimise::minimise;
@@ -194,7 +194,7 @@ fn shows_alone(
 ) -> bool {
     let rip = GuestAddress(case.state.rip);
     let code = case.initial_bytes(rip).unwrap_or_default();
-    let instruction = Decoder::with_ip(64, code, rip.0, DecoderOptions::NONE).decode();
+    let instruction = decoder(code, rip.0).decode();
     if instruction.mnemonic() != mnemonic {
         return false;
     }

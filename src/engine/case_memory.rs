@@ -7,13 +7,13 @@
 //! from elsewhere; all methods are to be called between runs.
 #![allow(unsafe_code, reason = "maps a memfd that guests write to from outside Rust's view")]
 
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use iced_x86::Mnemonic;
 use memmap2::{MmapOptions, MmapRaw};
 use std::fs::File;
 use std::io;
 
 use crate::case::{Action, Case, Event, MAX_BYTES, MapModel, ObjectId, PageChange};
-use crate::guest::{GuestAddress, PAGE_SIZE};
+use crate::guest::{GuestAddress, PAGE_SIZE, decoder};
 use crate::os::memfd;
 
 /// What the place of each object is a multiple of.
@@ -89,7 +89,7 @@ impl CaseMemory {
             return Some(1);
         }
         let code = self.read(map, address, 15);
-        let instruction = Decoder::with_ip(64, &code, address.0, DecoderOptions::NONE).decode();
+        let instruction = decoder(&code, address.0).decode();
         (instruction.mnemonic() == Mnemonic::Hlt).then_some(instruction.len() as u64)
     }
 

@@ -4,11 +4,11 @@
 
 use std::time::Duration;
 
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use iced_x86::Mnemonic;
 
 use super::{Capabilities, Engine, Unsupported};
 use crate::case::{Case, ObjectId, Outcome, PageChange, Stop};
-use crate::guest::{Flag, GuestAddress, PAGE_SIZE};
+use crate::guest::{Flag, GuestAddress, PAGE_SIZE, decoder};
 
 /// Which cases come out wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +176,7 @@ impl When {
 fn contains(case: &Case, mnemonic: Mnemonic) -> bool {
     let entry = case.state.rip;
     let code = case.initial_bytes(GuestAddress(entry)).unwrap_or_default();
-    let mut decoder = Decoder::with_ip(64, code, entry, DecoderOptions::NONE);
+    let mut decoder = decoder(code, entry);
     let mut instructions = decoder.iter().take_while(|instruction| !instruction.is_invalid());
     instructions.any(|instruction| instruction.mnemonic() == mnemonic)
 }

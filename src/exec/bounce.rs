@@ -15,7 +15,7 @@ use super::exit::{Exit, vector};
 use super::shared::Locked;
 use super::step::{Single, Undone, not_canonical};
 use super::vcpu::{Fault, Vcpu, lost};
-use crate::guest::{GuestAddress, PAGE_SIZE, Permissions};
+use crate::guest::{GuestAddress, PAGE_SIZE, Permissions, Vendor};
 use crate::translate::is_canonical;
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -97,7 +97,7 @@ impl Vcpu {
         let (before, rights) = self.fill_slot(core, &operand)?;
         let pointer = self.memory.block().xsave_data_pointer();
         if let Some(fault) = self.try_on_slot(core, &operand)? {
-            if fault.vector == vector::PF && self.reaches_beyond(core, &operand)? {
+            if fault.vector == vector::PF && self.reaches_beyond(core, &operand, fault)? {
                 return Err(not_canonical(instruction).into());
             }
             return Err(self.bounce_fault(core, &operand, fault).into());
@@ -113,11 +113,25 @@ impl Vcpu {
 
     /// Whether a masked instruction, which faulted in the first page of its slot, uses a part of its
     /// operand that is not canonical, which comes first: tries it with that page accessible.
-    fn reaches_beyond(&mut self, core: &mut Core, operand: &Operand<'_>) -> Result<bool, Exit> {
+    fn reaches_beyond(
+        &mut self,
+        core: &mut Core,
+        operand: &Operand<'_>,
+        fault: Fault,
+    ) -> Result<bool, Exit> {
         let (instruction, address) = (operand.instruction, operand.address);
         let last = address.0.wrapping_add(instruction.memory_size().size() as u64).wrapping_sub(1);
         if !is_masked(instruction) || !is_canonical(address.0) || is_canonical(last) {
             return Ok(false);
+        }
+        if Vendor::of_this_host() == Vendor::Amd {
+            // AMD's processors take one element after the other.
+            let place = fault.address.wrapping_sub(self.memory.slot_address());
+            let element = address.page_start().wrapping_add(place);
+            let last = element.0 + instruction.memory_size().element_size() as u64 - 1;
+            if is_canonical(last) && self.suppresses_faults(core, operand)? {
+                return Ok(false);
+            }
         }
         let before = self.registers();
         let start = operand.start();
@@ -125,6 +139,19 @@ impl Vcpu {
         let tried = self.try_on_slot(core, operand);
         self.set_registers(&before);
         Ok(tried?.is_some())
+    }
+
+    /// Whether an instruction leaves what is masked of its operand alone, and does not just keep what it
+    /// computes of it to itself: tries it with nothing but masked elements.
+    fn suppresses_faults(&mut self, core: &mut Core, operand: &Operand<'_>) -> Result<bool, Exit> {
+        let before = self.registers();
+        let mut state = self.state();
+        state.opmask[operand.instruction.op_mask().number()] = 0;
+        self.set_state(&state);
+        self.load_slot(operand.start(), &[], [Permissions::None; 2])?;
+        let tried = self.try_on_slot(core, operand);
+        self.set_registers(&before);
+        Ok(!operand.instruction.has_op_mask() || tried?.is_none())
     }
 
     /// Runs the instruction at RIP on what is in the slot; the fault that it ends by, if it does.
@@ -270,6 +297,10 @@ fn first_piece(instruction: &Instruction) -> u64 {
         MemorySize::Float80 | MemorySize::Bcd => 8,
         MemorySize::FpuEnv28 | MemorySize::FpuState108 => 4,
         MemorySize::FpuEnv14 | MemorySize::FpuState94 => 2,
+        // AMD's processors store 64 bytes in halves.
+        _ if size.size() == 64 && writes(instruction) && Vendor::of_this_host() == Vendor::Amd => {
+            32
+        }
         _ => size.size() as u64,
     }
 }

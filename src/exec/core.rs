@@ -3,7 +3,7 @@
 
 use std::io;
 
-use iced_x86::{CpuidFeature, Decoder, DecoderOptions, FlowControl};
+use iced_x86::{CpuidFeature, FlowControl};
 use smallvec::SmallVec;
 
 use super::code_pages::CodePages;
@@ -17,7 +17,7 @@ use super::vcpu_memory::{Door, PollCell};
 use crate::code::gate::Gates;
 use crate::code::sync::Arc;
 use crate::code::{Arena, CHUNK_BYTES, CodeCache, Figures, Full, Key, RegionId, Source};
-use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
+use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE, decoder};
 use crate::memory::{AccessError, AddressSpace, PageId};
 use crate::translate::{Leave, PatchedList, Request, Stub, Translator, patched};
 
@@ -404,7 +404,7 @@ impl Core {
         let pc = start.wrapping_add(u64::from(last.guest));
         let mut source = Vec::new();
         self.memory.fetch(pc, 15, &mut source);
-        let instruction = Decoder::with_ip(64, &source, pc.0, DecoderOptions::NONE).decode();
+        let instruction = decoder(&source, pc.0).decode();
         let falls = instruction.flow_control() == FlowControl::Next;
         falls.then_some((start.wrapping_add(u64::from(bytes)), start))
     }

@@ -2,8 +2,7 @@
 //! processor finds that first, and raises #GP where a shorter one is undefined (Intel SDM volume 2,
 //! section 2.3.11; volume 3A, "Interrupt 13").
 
-use iced_x86::{Decoder, DecoderOptions};
-
+use crate::guest::{Vendor, decoder};
 use crate::translate::is_prefix;
 
 /// Bytes that an instruction has at most.
@@ -14,7 +13,19 @@ pub(super) const MOST_BYTES: usize = 15;
 pub(super) fn length(bytes: &[u8]) -> usize {
     let prefixes = bytes.iter().take_while(|byte| is_prefix(**byte)).count();
     let (before, rest) = bytes.split_at(prefixes);
-    prefixes + vector_length(rest).unwrap_or_else(|| legacy_length(before, rest))
+    let refused = before.last().is_some_and(|last| (0x40..=0x4f).contains(last));
+    let vector = match rest {
+        // AMD's decoders read no further.
+        [0xc5, ..] if refused && amd() => Some(2),
+        [0xc4, ..] if refused && amd() => Some(3),
+        [0x62, ..] if refused && amd() => Some(4),
+        _ => vector_length(rest),
+    };
+    prefixes + vector.unwrap_or_else(|| legacy_length(before, rest))
+}
+
+fn amd() -> bool {
+    Vendor::of_this_host() == Vendor::Amd
 }
 
 /// The length without prefixes of an instruction with a VEX or EVEX prefix, whether it exists or not.
@@ -48,7 +59,7 @@ fn legacy_length(prefixes: &[u8], bytes: &[u8]) -> usize {
     let kept = shorter.len();
     shorter.extend_from_slice(bytes);
     shorter.resize(kept + MOST_BYTES, 0);
-    let instruction = Decoder::new(64, &shorter, DecoderOptions::NONE).decode();
+    let instruction = decoder(&shorter, 0).decode();
     match bytes {
         _ if !instruction.is_invalid() => instruction.len() - kept,
         [0x0f, 0x38 | 0x3a, ..] => 3,

@@ -6,7 +6,7 @@
 //! on the slot, and the operand is stored back (the *bounce*). Everything else is executed by
 //! `assist`.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Register};
+use iced_x86::{DecoderError, FlowControl, Instruction, Register};
 
 use super::access::{Access, page_fault};
 use super::core::Core;
@@ -14,9 +14,9 @@ use super::exit::{Exit, vector};
 use super::length::{MOST_BYTES, length};
 use super::shared::Locked;
 use super::vcpu::{ENTRIES_UNTIL_A_LOOK, End, Fault, Stepped, Vcpu, lost};
-use crate::guest::{Flag, GuestAddress, PAGE_SIZE};
+use crate::guest::{Flag, GuestAddress, PAGE_SIZE, decoder, with_ignored_bits};
 use crate::memory::WriteFault;
-use crate::translate::{Class, Purpose, Stub, class, is_canonical};
+use crate::translate::{Class, Purpose, Stub, class, class_of, is_canonical};
 
 /// Why an instruction is not done.
 pub(super) enum Undone {
@@ -65,11 +65,17 @@ impl Vcpu {
         }
         self.bytes.clear();
         core.memory.fetch(self.pc, MOST_BYTES, &mut self.bytes);
-        let mut decoder = Decoder::with_ip(64, &self.bytes, self.pc.0, DecoderOptions::NONE);
-        let instruction = decoder.decode();
-        if decoder.last_error() == DecoderError::NoMoreBytes && self.bytes.len() < MOST_BYTES {
+        let mut decoding = decoder(&self.bytes, self.pc.0);
+        let instruction = decoding.decode();
+        if decoding.last_error() == DecoderError::NoMoreBytes && self.bytes.len() < MOST_BYTES {
             let missing = self.pc.wrapping_add(self.bytes.len() as u64);
             return Err(page_fault(core, missing, Access::Fetch));
+        }
+        if instruction.is_invalid()
+            && let Some((known, bytes)) = with_ignored_bits(&self.bytes, self.pc.0)
+        {
+            self.bytes = bytes;
+            return Ok(known);
         }
         let full = self.bytes.len() == MOST_BYTES;
         if full && instruction.is_invalid() && length(&self.bytes) > MOST_BYTES {
@@ -80,7 +86,7 @@ impl Vcpu {
     }
 
     fn execute(&mut self, core: &mut Locked<'_>, instruction: &Instruction) -> Result<(), Undone> {
-        match class(instruction.code()) {
+        match class_of(instruction) {
             Class::Plain | Class::RevealsPointers | Class::Lea => {
                 self.execute_plain(core, instruction)
             }

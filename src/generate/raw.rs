@@ -1,7 +1,7 @@
 //! Raw programs: random bytes, and random instructions with mutated prefixes and bytes, as code.
 //! The state and the memory are those of structured programs.
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction};
+use iced_x86::{Code, FlowControl, Instruction};
 
 use super::build::build;
 use super::choices::Choices;
@@ -13,6 +13,7 @@ use super::values::fill_state;
 use super::writer::Writer;
 use super::{Generator, Program, ProgramKind};
 use crate::case::Case;
+use crate::guest::decoder;
 
 const PREFIXES: [u8; 20] = [
     0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65, 0x40, 0x48, 0x41, 0x44, 0x4f,
@@ -116,7 +117,7 @@ pub(super) fn complete_code(
     let mut offset = 0;
     while offset < bytes.len() {
         let ip = entry + offset as u64;
-        let mut decoder = Decoder::with_ip(64, &bytes[offset..], ip, DecoderOptions::NONE);
+        let mut decoder = decoder(&bytes[offset..], ip);
         decoder.decode_out(&mut instruction);
         let length = instruction.len().max(1);
         if let Some(refusal) = refusal(generator, &instruction) {

@@ -4,6 +4,7 @@
 use iced_x86::{Code, CpuidFeature, Mnemonic, OpCodeInfo, OpCodeOperandKind};
 
 use super::HostFeatures;
+use crate::guest::Vendor;
 
 /// An instruction that was about to be generated and was left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +29,7 @@ const SHADOW: &str = "shadow stacks are not part of the state";
 const MACHINE: &str = "virtual machines, enclaves and keys belong to the host";
 const TWO: &str = "two instructions: `wait` and the form without it";
 const STRUCTURE: &str = "only generated as the end of a program or the trigger of an event";
+const POINTERS: &str = "stores what the kernel loses of the x87 state at any time (AMD)";
 const PREFIX: &str = "a branch whose operand size the host's decoder ignores";
 
 /// `int 0x80`, whose number is an immediate and so not in the table of opcodes.
@@ -36,11 +38,15 @@ pub(super) const LEGACY_CALL: Refusal = Refusal { reason: KERNEL };
 /// Why `code` is never generated; `None` if it is.
 pub(super) fn refusal(code: Code, info: &OpCodeInfo, host: &HostFeatures) -> Option<Refusal> {
     let operands = info.op_kinds();
-    let decoded = if host.amd_decoder() { info.amd_decoder64() } else { info.intel_decoder64() };
+    let decoded = match host.vendor() {
+        Vendor::Amd => info.amd_decoder64(),
+        Vendor::Intel => info.intel_decoder64(),
+    };
     let reason = by_mnemonic(code.mnemonic())
         .or_else(|| code.cpuid_features().iter().find_map(|feature| by_feature(*feature)))
         .or_else(|| is_segment_load(code, operands).then_some(SEGMENTS))
         .or_else(|| info.fwait().then_some(TWO))
+        .or_else(|| loses_pointers(code, host.vendor()).then_some(POINTERS))
         .or_else(|| (!decoded).then_some(PREFIX))?;
     Some(Refusal { reason })
 }
@@ -95,6 +101,16 @@ fn by_mnemonic(mnemonic: Mnemonic) -> Option<&'static str> {
         M::Hlt => STRUCTURE,
         _ => return None,
     })
+}
+
+/// Whether what the instruction stores depends on whether the kernel has saved the state since the last x87
+/// instruction: AMD's processors save its address only while an exception is pending (AMD64 Architecture
+/// Programmer's Manual volume 5, "FXSAVE").
+fn loses_pointers(code: Code, vendor: Vendor) -> bool {
+    use Mnemonic as M;
+    // The last two are generated with an image that the first two have stored.
+    vendor == Vendor::Amd
+        && matches!(code.mnemonic(), M::Fnstenv | M::Fnsave | M::Fldenv | M::Frstor)
 }
 
 fn is_segment_load(code: Code, operands: &[OpCodeOperandKind]) -> bool {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use iced_x86::{Code, Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{Code, Encoder, Instruction, InstructionInfoFactory};
 
 use super::HostFeatures;
 use super::family::Family;
@@ -10,6 +10,7 @@ use super::form::{Form, FormId, OperandForm};
 use super::operand::{Operand, operand_forms};
 use super::refused::{Refusal, may_be_hidden, refusal};
 use super::template::Template;
+use crate::guest::decoder;
 
 const OTHER_ENCODING: &str = "another encoding, which decodes to a form that is generated";
 const OTHER_OPERANDS: &str = "has operands that 64-bit user code does not have";
@@ -133,5 +134,5 @@ fn decodes_back(template: &Template) -> bool {
 const SAMPLE_ADDRESS: u64 = 0x1_4000_0000;
 
 fn decode(bytes: &[u8]) -> Instruction {
-    Decoder::with_ip(64, bytes, SAMPLE_ADDRESS, DecoderOptions::NONE).decode()
+    decoder(bytes, SAMPLE_ADDRESS).decode()
 }

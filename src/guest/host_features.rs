@@ -7,11 +7,29 @@ use std::sync::LazyLock;
 
 use iced_x86::CpuidFeature;
 
-/// A set of [`CpuidFeature`], and whose instruction decoder it is.
+/// Whose processor it is. They execute the same instructions, but not all in the same way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Vendor {
+    /// Intel, or whoever is not known to differ.
+    #[default]
+    Intel,
+    /// AMD, or Hygon, whose processors are AMD's.
+    Amd,
+}
+
+impl Vendor {
+    /// Whose this host's processor is.
+    #[must_use]
+    pub fn of_this_host() -> Self {
+        HostFeatures::of_this_host().vendor()
+    }
+}
+
+/// A set of [`CpuidFeature`], and whose processor has it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct HostFeatures {
     words: [u64; 4],
-    amd_decoder: bool,
+    vendor: Vendor,
 }
 
 impl HostFeatures {
@@ -66,7 +84,7 @@ impl HostFeatures {
 
     fn ask() -> Self {
         let mut features = Self::baseline();
-        features.amd_decoder = is_amd();
+        features.vendor = vendor();
         let leaf1 = __cpuid(1);
         let saved = if has(leaf1.ecx, 27) { extended_states() } else { 0 };
         features.add_rows(BASIC, leaf1);
@@ -107,10 +125,10 @@ impl HostFeatures {
         features.iter().all(|feature| self.has(*feature))
     }
 
-    /// Whether the decoder is AMD's, which reads some prefixes of branches otherwise than Intel's.
+    /// Whose processor it is.
     #[must_use]
-    pub fn amd_decoder(&self) -> bool {
-        self.amd_decoder
+    pub fn vendor(&self) -> Vendor {
+        self.vendor
     }
 
     fn add_rows(&mut self, rows: &[(Output, u32, CpuidFeature)], result: CpuidResult) {
@@ -151,10 +169,9 @@ fn has(value: u32, bit: u32) -> bool {
     value >> bit & 1 != 0
 }
 
-fn is_amd() -> bool {
-    let vendor = __cpuid(0);
+fn vendor() -> Vendor {
     // "AuthenticAMD" and "HygonGenuine".
-    [0x6874_7541, 0x6f67_7948].contains(&vendor.ebx)
+    if [0x6874_7541, 0x6f67_7948].contains(&__cpuid(0).ebx) { Vendor::Amd } else { Vendor::Intel }
 }
 
 fn extended_states() -> u64 {

@@ -2,6 +2,7 @@
 //! processor as user code sees it. Pure data: no system calls, no atomics, no engine.
 
 mod address;
+mod decoder;
 mod flags;
 mod host_features;
 mod permissions;
@@ -9,8 +10,10 @@ mod state;
 mod xstate;
 
 pub use address::{GuestAddress, GuestRange, PAGE_SIZE, RangeError};
+pub use decoder::decoder;
+pub(crate) use decoder::with_ignored_bits;
 pub use flags::{Flag, RFLAGS_ALWAYS_ONE, RFLAGS_DEFAULT, RFLAGS_USER};
-pub use host_features::HostFeatures;
+pub use host_features::{HostFeatures, Vendor};
 pub use permissions::Permissions;
 pub use state::{
     F80, GPR_NAMES, MXCSR_DEFAULT, OPMASK_COUNT, PKRU_DEFAULT, SELECTOR_NAMES, Selectors, State,

@@ -4,12 +4,12 @@
 //! a difference is known, why, and where that is written down. Every row has a case in
 //! `corpora/divergence/` that shows it; a test fails for a row that no case exercises.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
+use iced_x86::{Instruction, Mnemonic};
 
 use super::compare::Difference;
 use super::localise::{Culprit, Divergence};
 use crate::case::{Case, Stop};
-use crate::guest::GuestAddress;
+use crate::guest::{GuestAddress, decoder};
 
 mod accesses;
 mod conditions;
@@ -101,7 +101,7 @@ fn is_finished(stop: Stop) -> bool {
 #[must_use]
 pub fn program(case: &Case) -> Vec<Instruction> {
     let code = case.initial_bytes(GuestAddress(case.state.rip)).unwrap_or_default();
-    let mut decoder = Decoder::with_ip(64, code, case.state.rip, DecoderOptions::NONE);
+    let mut decoder = decoder(code, case.state.rip);
     let is_filling = |instruction: &Instruction| {
         instruction.mnemonic() == Mnemonic::Int3 || instruction.is_invalid()
     };

@@ -6,10 +6,8 @@
 //! them helps or the budget of runs is spent. The predicate says whether a candidate still is what is
 //! looked for; only valid cases are offered to it.
 
-use iced_x86::{Decoder, DecoderOptions};
-
 use crate::case::{Action, Case, Event, ObjectId};
-use crate::guest::{F80, Flag, GuestAddress, PAGE_SIZE, State};
+use crate::guest::{F80, Flag, GuestAddress, PAGE_SIZE, State, decoder};
 
 /// How far a minimisation came.
 #[derive(Clone, Debug)]
@@ -145,7 +143,7 @@ impl Reducer<'_> {
         let bytes = self.best.initial_bytes(GuestAddress(rip)).unwrap_or_default();
         let used = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
         let base = mapping.offset + (rip - mapping.range.start().0);
-        let mut decoder = Decoder::with_ip(64, &bytes[..used], rip, DecoderOptions::NONE);
+        let mut decoder = decoder(&bytes[..used], rip);
         let mut places = Vec::new();
         while decoder.can_decode() {
             let offset = base + decoder.position() as u64;

@@ -1,13 +1,12 @@
 //! Mutations that know what an input consists of: whole records, operations or instructions are dropped,
 //! repeated, swapped and changed, and of an input that is the text of a case the case is changed.
 
-use iced_x86::{Decoder, DecoderOptions};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use super::target::case_in_text;
 use crate::case::{Action, Case, text};
-use crate::guest::GuestAddress;
+use crate::guest::{GuestAddress, decoder};
 
 /// Where an input may be cut.
 #[derive(Clone, Copy, Debug)]
@@ -125,7 +124,7 @@ fn instructions(input: &[u8]) -> Vec<Vec<u8>> {
     let mut pieces = Vec::new();
     let mut rest = input;
     while !rest.is_empty() {
-        let length = Decoder::new(64, rest, DecoderOptions::NONE).decode().len();
+        let length = decoder(rest, 0).decode().len();
         let (piece, behind) = rest.split_at(length.clamp(1, rest.len()));
         pieces.push(piece.to_vec());
         rest = behind;

@@ -4,7 +4,9 @@
 
 use std::sync::OnceLock;
 
-use iced_x86::{Code, CpuidFeature, FlowControl, Mnemonic, OpCodeOperandKind};
+use iced_x86::{Code, CpuidFeature, FlowControl, Instruction, Mnemonic, OpCodeOperandKind, OpKind};
+
+use crate::guest::Vendor;
 
 /// How an opcode is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +57,8 @@ pub enum Class {
     CallIndirect,
     /// RET.
     Return,
+    /// A near branch, call or return with a 16-bit operand, which AMD's processors have.
+    NarrowBranch,
     /// RDFSBASE and RDGSBASE.
     ReadBase,
     /// Executed by the run loop.
@@ -72,9 +76,27 @@ pub fn class(code: Code) -> Class {
     CLASSES.get_or_init(|| Code::values().map(classify).collect())[code as usize]
 }
 
+/// The class of an instruction, on this host: AMD's processors have no prefetch of a register, where
+/// Intel's do nothing (AMD64 Architecture Programmer's Manual volume 3, "PREFETCHx").
+pub(crate) fn class_of(instruction: &Instruction) -> Class {
+    use Code as C;
+    let prefetch = matches!(
+        instruction.code(),
+        C::Reservednop_rm16_r16_0F0D | C::Reservednop_rm32_r32_0F0D | C::Reservednop_rm64_r64_0F0D
+    );
+    let register = prefetch && instruction.op0_kind() == OpKind::Register;
+    if register && Vendor::of_this_host() == Vendor::Amd {
+        return Class::Undefined;
+    }
+    class(instruction.code())
+}
+
 fn classify(code: Code) -> Class {
     if code == Code::INVALID {
         return Class::Undefined;
+    }
+    if is_narrow_branch(code) {
+        return Class::NarrowBranch;
     }
     by_code(code).or_else(|| by_mnemonic(code)).unwrap_or_else(|| by_feature(code))
 }
@@ -197,6 +219,19 @@ fn by_mnemonic(code: Code) -> Option<Class> {
         }
         _ => return None,
     })
+}
+
+/// Whether a near branch is one whose target is cut to 16 bits, which Intel's decoder never gives.
+fn is_narrow_branch(code: Code) -> bool {
+    use Mnemonic as M;
+    let info = code.op_code();
+    let near = code.is_jcc_short_or_near()
+        || code.is_jmp_short_or_near()
+        || code.is_jmp_near_indirect()
+        || code.is_call_near()
+        || code.is_call_near_indirect()
+        || matches!(code.mnemonic(), M::Ret | M::Jrcxz | M::Jecxz | M::Loop | M::Loope | M::Loopne);
+    near && info.operand_size() == 16 && info.amd_decoder64() && !info.intel_decoder64()
 }
 
 /// Whether a branch is one that a 64-bit decoder takes for its own.

@@ -2,7 +2,7 @@
 //! its target once that is translated; every other one looks the target up in the vCPU's jump cache,
 //! inline. Backward and indirect ones poll first, so that a request to leave is seen.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 use super::block::{Leave, Stub};
 use super::classify::{Class, class};
@@ -11,7 +11,7 @@ use super::loans::Loans;
 use super::operand::{NeedsAssist, number};
 use super::vcpu_block::at;
 use super::{Translator, Work};
-use crate::guest::GuestAddress;
+use crate::guest::{GuestAddress, decoder};
 
 impl Translator {
     /// Translates the branch that ends a block.
@@ -123,7 +123,7 @@ impl Translator {
     fn body_again(&mut self, work: &mut Work<'_>) {
         let (done, count) = (work.done, work.count);
         let code = work.request.code;
-        let mut decoder = Decoder::with_ip(64, code, work.request.pc.0, DecoderOptions::NONE);
+        let mut decoder = decoder(code, work.request.pc.0);
         let mut instruction = Instruction::default();
         (work.done, work.count) = (0, 0);
         while work.count + 1 < count {

@@ -25,8 +25,7 @@ mod string;
 mod vcpu_block;
 
 use iced_x86::{
-    Code, Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
-    OpKind, Register,
+    Code, DecoderError, Encoder, Instruction, InstructionInfoFactory, OpKind, Register,
 };
 use smallvec::SmallVec;
 
@@ -34,6 +33,7 @@ pub use block::{
     CODE_ALIGNMENT, ENTRY, Exit, Leave, POLL_LOAD, Purpose, Recovery, Relocation, SideEntry, Stub,
     TranslatedBlock, X87Opcode,
 };
+pub(crate) use classify::class_of;
 pub use classify::{Class, class};
 pub(crate) use control::is_canonical;
 pub(crate) use operand::is_prefix;
@@ -46,7 +46,7 @@ use self::known::Known;
 use self::loans::Loans;
 use self::operand::{NeedsAssist, number};
 use self::probed::Writes;
-use crate::guest::GuestAddress;
+use crate::guest::{GuestAddress, decoder};
 
 /// Most instructions of a block.
 pub const MOST_INSTRUCTIONS: u16 = 64;
@@ -191,7 +191,7 @@ impl Translator {
     /// Translates the instructions; whether they end in the middle of one.
     fn body(&mut self, work: &mut Work<'_>) -> bool {
         let request = work.request;
-        let mut decoder = Decoder::with_ip(64, request.code, request.pc.0, DecoderOptions::NONE);
+        let mut decoder = decoder(request.code, request.pc.0);
         let mut instruction = Instruction::default();
         loop {
             let pc = work.pc();
@@ -230,7 +230,7 @@ impl Translator {
         let start = work.done as usize;
         let bytes = &work.request.code[start..start + instruction.len()];
         work.emitter.begin(work.done, work.count);
-        let class = class(instruction.code());
+        let class = class_of(instruction);
         // Between an instruction that sets flags and its branch, a poll would keep them from being
         // executed as one.
         let poll = class == Class::Plain && work.is_backward_branch(start + instruction.len());
@@ -265,9 +265,11 @@ impl Translator {
                 flow = Flow::End;
                 self.control(work, instruction)
             }
-            Class::RevealsPointers | Class::Assist | Class::Undefined | Class::Unsupported => {
-                Err(NeedsAssist)
-            }
+            Class::NarrowBranch
+            | Class::RevealsPointers
+            | Class::Assist
+            | Class::Undefined
+            | Class::Unsupported => Err(NeedsAssist),
         };
         work.polled = poll;
         match (result, flow) {

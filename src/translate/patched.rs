@@ -5,14 +5,14 @@
 
 use std::ops::Range;
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind};
+use iced_x86::{Code, Instruction, OpKind};
 use smallvec::SmallVec;
 
 use super::operand::{
     MOVED, NeedsAssist, address_registers, explicit_registers, gpr32, gpr64, has_memory,
 };
 use super::{Translator, Work, emit};
-use crate::guest::{GuestAddress, PAGE_SIZE};
+use crate::guest::{GuestAddress, PAGE_SIZE, decoder};
 
 /// An immediate by its place in a block: offset of its instruction, and of its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub fn patched<'a>(
 
 /// The immediates in `code` that can be read when their instructions run.
 pub fn patchable(code: &[u8], pc: GuestAddress) -> PatchedList {
-    let mut decoder = Decoder::with_ip(64, code, pc.0, DecoderOptions::NONE);
+    let mut decoder = decoder(code, pc.0);
     let mut all = PatchedList::new();
     while decoder.can_decode() {
         let start = decoder.position() as u32;

@@ -132,7 +132,8 @@ fn far_jumps_and_calls() {
                 }
             }
         }
-        assert!(arrived > 10, "{arrived}");
+        // AMD's processors take no offsets of 64 bits.
+        assert!(arrived > 5, "{arrived}");
     });
 }
 

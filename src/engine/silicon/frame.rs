@@ -19,7 +19,9 @@ pub(super) mod context {
     pub(crate) const TRAP: usize = MACHINE + 160;
     pub(crate) const CR2: usize = MACHINE + 176;
     pub(crate) const XSAVE: usize = MACHINE + 184;
-    pub(crate) const SIZE: usize = MACHINE + 256;
+    /// Behind it all are the mask of signals, in 8 bytes, and `siginfo_t`.
+    pub(crate) const SIGNAL_CODE: usize = MACHINE + 256 + 8 + 8;
+    pub(crate) const SIZE: usize = SIGNAL_CODE + 4;
 }
 
 /// RF: set in the image of every fault, and not visible to user code.
@@ -32,6 +34,8 @@ const ORDER: [usize; 16] = [13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Frame {
     pub(super) signal: i32,
+    /// What the kernel says of it, in `si_code`.
+    pub(super) signal_code: i32,
     /// Exception vector, as the kernel noted it.
     pub(super) trap: u64,
     pub(super) error: u64,
@@ -71,6 +75,7 @@ impl Frame {
         xstate.load(child.bytes(image, xstate.size()), state);
         Some(Self {
             signal: child.read_u64(control::SIGNAL) as i32,
+            signal_code: word(context::SIGNAL_CODE) as i32,
             trap: word(context::TRAP),
             error: word(context::ERROR),
             cr2: word(context::CR2),

@@ -17,6 +17,7 @@
 mod child;
 mod countdown;
 mod frame;
+mod int1;
 mod layout;
 mod rooms;
 mod step;
@@ -25,7 +26,7 @@ mod stub;
 use std::io;
 use std::time::Duration;
 
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Mnemonic};
 
 use child::{Answer, Child, USER_END};
 use countdown::Countdown;
@@ -37,7 +38,7 @@ pub use step::{Step, Trace};
 use super::case_memory::CaseMemory;
 use super::{Capabilities, Engine, Unsupported, Visible};
 use crate::case::{Action, Case, ExceptionVector, Loss, MapModel, Outcome, Stop, Trigger};
-use crate::guest::{GuestAddress, GuestRange, Permissions, State, Xstate};
+use crate::guest::{GuestAddress, GuestRange, Permissions, State, Xstate, decoder};
 
 /// Where the child's span is put: the first place that the case does not use. Nothing is special
 /// about them but that neither programs nor interesting values tend to lie there.
@@ -59,6 +60,8 @@ pub struct Silicon {
     rooms: Rooms,
     /// Processor time that a leg may take, if it was set; else there are two tries.
     time_limit: Option<Duration>,
+    /// See [`int1`].
+    reports_int1_early: bool,
 }
 
 /// A run between two answers of the child.
@@ -120,8 +123,10 @@ impl Silicon {
             memory,
             rooms: Rooms::default(),
             time_limit: None,
+            reports_int1_early: false,
         };
         silicon.start_child(BASES[0])?;
+        silicon.reports_int1_early = silicon.reports_int1_early().map_err(io::Error::other)?;
         Ok(silicon)
     }
 
@@ -283,6 +288,13 @@ impl Silicon {
         {
             run.state.rip = run.state.rip.wrapping_add(length);
             return Stop::Halt;
+        }
+        if self.reports_int1_early && frame.may_be_int1() {
+            let code = self.memory.read(&run.map, GuestAddress(run.state.rip), 15);
+            let next = decoder(&code, run.state.rip).decode();
+            if next.mnemonic() == Mnemonic::Int1 {
+                run.state.rip = next.next_ip();
+            }
         }
         let page_fault = vector == ExceptionVector::PF;
         let error = if page_fault { page_fault_error(&run.map, frame) } else { frame.error as u32 };

@@ -6,13 +6,13 @@
 
 use std::collections::HashMap;
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic};
+use iced_x86::{Code, Instruction, Mnemonic};
 
 use super::countdown::{Countdown, Counted, is_repeated, loses_trap, needs_engine};
 use super::{Broken, LegEnd, Observer, Run, Silicon};
 use crate::case::{Case, Loss, Outcome, PageChange, Stop, Trigger};
 use crate::engine::Unsupported;
-use crate::guest::{Flag, GuestAddress, State};
+use crate::guest::{Flag, GuestAddress, State, decoder};
 
 /// Steps after which a leg that is stepped is a run-away, unless a time limit was set; then one for
 /// each microsecond of it.
@@ -257,7 +257,7 @@ fn loads_flags(instruction: &Instruction) -> bool {
 }
 
 fn decode(code: &[u8], rip: u64) -> Instruction {
-    Decoder::with_ip(64, code, rip, DecoderOptions::NONE).decode()
+    decoder(code, rip).decode()
 }
 
 fn has_trap_flag(run: &Run<'_>) -> bool {

@@ -11,11 +11,11 @@
 
 use std::sync::LazyLock;
 
-use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic};
+use iced_x86::{Code, CpuidFeature, Decoder, EncodingKind, Instruction, Mnemonic};
 
 use crate::case::{Action, Case};
 use crate::engine::Unsupported;
-use crate::guest::{GuestAddress, PAGE_SIZE};
+use crate::guest::{GuestAddress, PAGE_SIZE, decoder};
 
 /// Which cases an engine refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub(super) fn refused(case: &Case, filter: Filter) -> Option<Unsupported> {
 }
 
 fn refused_in(bytes: &[u8], start: GuestAddress, filter: Filter) -> Option<&'static str> {
-    let mut decoder = Decoder::with_ip(64, bytes, start.0, DecoderOptions::NONE);
+    let mut decoder = decoder(bytes, start.0);
     let mut instruction = Instruction::default();
     while decoder.can_decode() {
         decoder.decode_out(&mut instruction);

@@ -6,10 +6,10 @@
 //! instruction, and for a store that changes the block it is in, which Unicorn begins anew. So an
 //! instruction that is no branch, but comes twice in a row, is still the same.
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl};
+use iced_x86::FlowControl;
 
 use super::page_table::PageTable;
-use crate::guest::PAGE_SIZE;
+use crate::guest::{PAGE_SIZE, decoder};
 
 /// What a guest wanted of memory that it did not get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ fn is_branch(pages: &PageTable, address: u64, read: impl Fn(u64, &mut [u8])) -> 
             read(position, place);
         }
     }
-    let instruction = Decoder::with_ip(64, &code, address, DecoderOptions::NONE).decode();
+    let instruction = decoder(&code, address).decode();
     instruction.flow_control() != FlowControl::Next
 }
 

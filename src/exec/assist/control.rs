@@ -1,12 +1,12 @@
 //! Near transfers of control.
 
-use iced_x86::{Code, ConditionCode, Instruction, Mnemonic};
+use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind};
 
 use crate::exec::exit::Exit;
 use crate::exec::shared::Locked;
 use crate::exec::step::Undone;
 use crate::exec::vcpu::Vcpu;
-use crate::guest::{Flag, GuestAddress};
+use crate::guest::{Flag, GuestAddress, Vendor};
 use crate::translate::{Class, class, is_canonical};
 
 impl Vcpu {
@@ -27,6 +27,9 @@ impl Vcpu {
         match class(instruction.code()) {
             Class::Call | Class::CallIndirect => {
                 let target = self.raw_target(core, instruction)?;
+                if !is_canonical(target) && Vendor::of_this_host() == Vendor::Amd {
+                    return Err(Exit::general_protection().into());
+                }
                 let top = self.gpr(4);
                 self.push_word(core, instruction.next_ip(), 8)?;
                 if !is_canonical(target) {
@@ -50,6 +53,42 @@ impl Vcpu {
             }
             _ => self.pc = self.target(core, instruction)?,
         }
+        Ok(())
+    }
+
+    /// A transfer whose target, and what a call pushes, is cut to 16 bits (AMD64 Architecture
+    /// Programmer's Manual volume 3, "JMP (Near)", "CALL (Near)", "RET (Near)").
+    pub(super) fn narrow_branch(
+        &mut self,
+        core: &mut Locked<'_>,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
+        use Mnemonic as M;
+        let taken = match instruction.mnemonic() {
+            M::Loop | M::Loope | M::Loopne | M::Jrcxz | M::Jecxz => self.count_down(instruction)?,
+            _ => self.condition(instruction.condition_code()),
+        };
+        if !taken {
+            self.pass(instruction);
+            return Ok(());
+        }
+        let target = match instruction.op0_kind() {
+            _ if instruction.mnemonic() == M::Ret => self.load_stack(core, 2)?,
+            OpKind::NearBranch16 => u64::from(instruction.near_branch16()),
+            _ => self.operand(core, instruction, 0, 2)?,
+        };
+        match instruction.mnemonic() {
+            M::Call => self.push_word(core, instruction.next_ip() & 0xffff, 2)?,
+            M::Ret => {
+                let released = match instruction.code() {
+                    Code::Retnw_imm16 => u64::from(instruction.immediate16()),
+                    _ => 0,
+                };
+                self.set_gpr(4, self.gpr(4).wrapping_add(2 + released));
+            }
+            _ => {}
+        }
+        self.pc = GuestAddress(target & 0xffff);
         Ok(())
     }
 

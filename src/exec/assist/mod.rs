@@ -16,7 +16,8 @@ use super::exit::{Exit, vector as exceptions};
 use super::shared::Locked;
 use super::step::Undone;
 use super::vcpu::Vcpu;
-use crate::translate::{Class, class};
+use crate::guest::Vendor;
+use crate::translate::{Class, class_of};
 
 impl Vcpu {
     /// Executes an instruction that is not of class `Plain`.
@@ -25,7 +26,7 @@ impl Vcpu {
         core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
-        match class(instruction.code()) {
+        match class_of(instruction) {
             Class::Undefined => Err(Exit::exception(exceptions::UD).into()),
             Class::Unsupported if !core.has_all(instruction.cpuid_features()) => {
                 Err(Exit::exception(exceptions::UD).into())
@@ -46,6 +47,7 @@ impl Vcpu {
             | Class::JumpIndirect
             | Class::CallIndirect
             | Class::Return => self.control(core, instruction),
+            Class::NarrowBranch => self.narrow_branch(core, instruction),
             Class::ReadBase => {
                 self.read_base(instruction);
                 Ok(())
@@ -57,13 +59,16 @@ impl Vcpu {
     fn other(&mut self, core: &mut Locked<'_>, instruction: &Instruction) -> Result<(), Undone> {
         use Mnemonic as M;
         if is_rare(instruction) && !core.has_all(instruction.cpuid_features()) {
-            return Err(Exit::exception(exceptions::UD).into());
+            // AMD's processors know the one even where a hypervisor keeps the others to itself.
+            let known =
+                instruction.mnemonic() == M::Invlpga && Vendor::of_this_host() == Vendor::Amd;
+            let vector = if known { exceptions::GP } else { exceptions::UD };
+            return Err(Exit::exception(vector).into());
         }
         match instruction.mnemonic() {
             M::Jmp | M::Call | M::Retf | M::Iret | M::Iretd | M::Iretq => {
                 self.far(core, instruction)
             }
-            M::Ret => Err(Exit::Unsupported { what: NARROW }.into()),
             M::Push | M::Pop | M::Pushf | M::Pushfq | M::Popf | M::Popfq | M::Leave | M::Enter => {
                 self.stack(core, instruction)
             }
@@ -88,10 +93,10 @@ fn is_rare(instruction: &Instruction) -> bool {
     let features = instruction.cpuid_features();
     features.iter().any(|feature| {
         matches!(feature, F::SVM | F::SKINIT | F::SKINIT_or_SVM | F::KL | F::PCONFIG)
+            || matches!(feature, F::RTM | F::HLE_or_RTM)
             || matches!(feature, F::WRMSRNS | F::MSRLIST | F::HRESET | F::INVLPGB)
             || matches!(feature, F::FRED | F::LKGS | F::SEV_SNP | F::TDX | F::MCOMMIT)
     })
 }
 
 const UNKNOWN: &str = "an instruction outside the whitelist";
-const NARROW: &str = "a near return with a 16-bit operand";

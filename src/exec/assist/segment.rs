@@ -8,7 +8,7 @@ use crate::exec::exit::{Exit, vector};
 use crate::exec::shared::Locked;
 use crate::exec::step::Undone;
 use crate::exec::vcpu::Vcpu;
-use crate::guest::GuestAddress;
+use crate::guest::{GuestAddress, Vendor};
 use crate::translate::is_canonical;
 
 const USER_DATA: u16 = 0x2b;
@@ -183,9 +183,15 @@ impl Vcpu {
             Code::Retfq => (8, 0),
             _ => (8, instruction.immediate16()),
         };
-        // The order and the sizes that the processor takes, which show in page faults.
-        let selector = self.load_stack_at(core, size as u64, 2)? as u16;
+        // The order and the sizes that the processor takes, which show in page faults. AMD's take the whole
+        // word, and look at the stack of a caller with another privilege before they refuse it.
+        let amd = Vendor::of_this_host() == Vendor::Amd;
+        let width = if amd { size } else { 2 };
+        let selector = self.load_stack_at(core, size as u64, width)? as u16;
         let offset = self.load_stack(core, size)?;
+        if amd && selector & 3 != 3 {
+            self.load_stack_at(core, 3 * size as u64 + u64::from(released), size)?;
+        }
         code_selector(selector, false)?;
         if !is_canonical(offset) {
             return Err(Exit::general_protection().into());
@@ -209,11 +215,17 @@ impl Vcpu {
         };
         let mut load =
             |vcpu: &Self, place: u64, bytes| vcpu.load_stack_at(core, place * size as u64, bytes);
-        // The order and the sizes that the processor takes, which show in page faults.
-        let (rflags, selector) = (load(self, 2, size)?, load(self, 1, 2)?);
+        // The order and the sizes that the processor takes, which show in page faults. AMD's takes whole words,
+        // all of them before it looks at any.
+        let amd = Vendor::of_this_host() == Vendor::Amd;
+        let width = if amd { size } else { 2 };
+        let (rflags, selector) = (load(self, 2, size)?, load(self, 1, width)?);
         let offset = load(self, 0, size)?;
+        if amd {
+            load(self, 4, size)?;
+        }
         code_selector(selector as u16, false)?;
-        let (stack, rsp) = (load(self, 4, 2)?, load(self, 3, size)?);
+        let (stack, rsp) = (load(self, 4, width)?, load(self, 3, size)?);
         self.load_selector(Register::SS, stack as u16)?;
         if !is_canonical(offset) {
             return Err(Exit::general_protection().into());

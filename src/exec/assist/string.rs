@@ -7,7 +7,7 @@ use crate::exec::exit::Exit;
 use crate::exec::shared::Locked;
 use crate::exec::step::{Undone, not_canonical};
 use crate::exec::vcpu::Vcpu;
-use crate::guest::{Flag, GuestAddress};
+use crate::guest::{Flag, GuestAddress, Vendor};
 use crate::translate::is_canonical;
 
 const RCX: usize = 1;
@@ -33,7 +33,7 @@ impl Vcpu {
             self.pass(instruction);
             return Ok(());
         }
-        let flags = self.rflags();
+        let (flags, amd) = (self.rflags(), Vendor::of_this_host() == Vendor::Amd);
         for _ in 0..MOST_ITERATIONS {
             let left = self.gpr(RCX) & mask;
             if left == 0 {
@@ -42,9 +42,11 @@ impl Vcpu {
                 return Ok(());
             }
             // An interrupted comparison leaves the flags as they were before the first (Intel SDM
-            // volume 2, "REP").
+            // volume 2, "REP"); AMD's processors leave those of the last one that was done.
             let compared = self.iteration(core, instruction, mask).inspect_err(|_| {
-                self.set_rflags(flags);
+                if !amd {
+                    self.set_rflags(flags);
+                }
                 self.narrow_unused(instruction, mask);
             })?;
             self.set_gpr(RCX, (left - 1) & mask);
@@ -58,14 +60,20 @@ impl Vcpu {
                 return Err(Undone::Again);
             }
         }
-        self.set_rflags(flags);
+        if !amd {
+            self.set_rflags(flags);
+        }
         Err(Undone::Again)
     }
 
     /// What silicon does to the registers of a repeated instruction with 32-bit addresses whose count
-    /// is zero, or that faults: the count loses its upper half, and so do the pointers of MOVS and STOS.
+    /// is zero, or that faults: the count loses its upper half, and so do the pointers of MOVS and STOS. AMD's
+    /// leaves them alone.
     fn narrow_unused(&mut self, instruction: &Instruction, mask: u64) {
         use Mnemonic as M;
+        if Vendor::of_this_host() == Vendor::Amd {
+            return;
+        }
         self.set_gpr(RCX, self.gpr(RCX) & mask);
         let moves = matches!(instruction.mnemonic(), M::Movsb | M::Movsw | M::Movsd | M::Movsq);
         let stores = matches!(instruction.mnemonic(), M::Stosb | M::Stosw | M::Stosd | M::Stosq);

@@ -7,7 +7,7 @@ use crate::exec::exit::Exit;
 use crate::exec::shared::Locked;
 use crate::exec::step::{Undone, not_canonical};
 use crate::exec::vcpu::Vcpu;
-use crate::guest::{GuestAddress, State};
+use crate::guest::{GuestAddress, State, Vendor};
 use crate::translate::is_canonical;
 
 /// What a gather or scatter works on.
@@ -52,9 +52,17 @@ impl Vcpu {
         if !self.is_runnable(core, instruction) {
             return Err(Exit::exception(crate::exec::exit::vector::UD).into());
         }
-        elements.spread(&mut state);
+        // AMD's processors leave the masks of elements that are not done as they were, and clear those of all
+        // that are passed.
+        let amd = Vendor::of_this_host() == Vendor::Amd;
+        if !amd {
+            elements.spread(&mut state);
+        }
         for element in 0..elements.count {
             if !elements.is_active(&state, element) {
+                if amd {
+                    elements.clear(&mut state, element);
+                }
                 continue;
             }
             let index = |register, element: usize, size: usize| {

@@ -1,0 +1,47 @@
+//! [`decoder`]: machine code as this host's processor reads it.
+
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+
+use super::Vendor;
+
+/// A decoder of 64-bit code at `ip`, as this host's processor reads it. AMD's take a 16-bit operand in
+/// near branches with the prefix 66, and no 64-bit offset in far pointers, where Intel's do otherwise (AMD64
+/// Architecture Programmer's Manual volume 3, "Operand-Size Override Prefix" and the instructions).
+#[must_use]
+pub fn decoder(bytes: &[u8], ip: u64) -> Decoder<'_> {
+    let options = match Vendor::of_this_host() {
+        Vendor::Amd => DecoderOptions::AMD,
+        Vendor::Intel => DecoderOptions::NONE,
+    };
+    Decoder::with_ip(64, bytes, ip, options)
+}
+
+/// The instruction that this host's processor executes where [`decoder`] gives none, and bytes that are read as
+/// that: AMD's processors ignore EVEX.b of an instruction without a memory operand that could broadcast one, and
+/// the fourth bit of an opmask register's number, where Intel's raise #UD.
+#[must_use]
+pub(crate) fn with_ignored_bits(bytes: &[u8], ip: u64) -> Option<(Instruction, Vec<u8>)> {
+    const BROADCAST: u8 = 1 << 4;
+    const NOT_R: u8 = 1 << 7;
+    if Vendor::of_this_host() != Vendor::Amd {
+        return None;
+    }
+    let is_prefix = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67);
+    let start = bytes.iter().position(|byte| !is_prefix(byte))?;
+    let mut read = bytes.to_vec();
+    let counts: fn(&Instruction) -> bool = match &mut read[start..] {
+        [0x62, _, _, third, _, modrm, ..] if *modrm >> 6 == 3 && *third & BROADCAST != 0 => {
+            *third &= !BROADCAST;
+            |known| known.code().op_code().can_broadcast()
+        }
+        [0xc4 | 0xc5, first, ..] if *first & NOT_R == 0 => {
+            *first |= NOT_R;
+            |known| known.op0_register().is_k()
+        }
+        _ => return None,
+    };
+    let known = decoder(&read, ip).decode();
+    let exists = !known.is_invalid() && counts(&known);
+    read.truncate(known.len());
+    exists.then_some((known, read))
+}
