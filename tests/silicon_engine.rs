@@ -11,7 +11,9 @@ use tregion::case::{
 };
 use tregion::engine::Engine;
 use tregion::engine::silicon::Silicon;
-use tregion::guest::{F80, Flag, GuestAddress, Permissions, RFLAGS_USER, State, X87};
+use tregion::guest::{
+    F80, Flag, GuestAddress, HostFeatures, Permissions, RFLAGS_USER, State, Vendor, X87,
+};
 
 fn run(case: &Case) -> Outcome {
     Silicon::new().unwrap().run(case).unwrap()
@@ -78,7 +80,13 @@ fn the_whole_state_goes_in_and_comes_out() {
     };
     let outcome = engine.run(&start).unwrap();
     assert_eq!(outcome.stop, Stop::Halt);
-    assert_eq!(outcome.state, State { rip: CODE + 1, ..start.state.clone() });
+    let mut expected = State { rip: CODE + 1, ..start.state.clone() };
+    if HostFeatures::detect().vendor() == Vendor::Amd {
+        // Saved only while an exception is pending.
+        let lost = X87 { opcode: 0, instruction_pointer: 0, data_pointer: 0, ..expected.x87 };
+        expected.x87 = lost;
+    }
+    assert_eq!(outcome.state, expected);
     // And nothing of it stays behind.
     assert_eq!(engine.run(&halting()).unwrap().state, State { rip: CODE + 1, ..halting().state });
 }
@@ -198,8 +206,8 @@ fn writes_to_the_stub_are_told() {
         }
         assert_eq!(engine.run(&halting()).unwrap().stop, Stop::Halt);
     }
-    // The control page and the part of the signal stack that no frame reaches.
-    assert_eq!(told, 2, "writes that were told");
+    // The control page and the pages of the signal stack that no frame reaches, which has all registers in it.
+    assert!((2..=3).contains(&told), "{told} writes were told");
 }
 
 #[test]

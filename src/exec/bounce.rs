@@ -144,6 +144,9 @@ impl Vcpu {
     /// Whether an instruction leaves what is masked of its operand alone, and does not just keep what it
     /// computes of it to itself: tries it with nothing but masked elements.
     fn suppresses_faults(&mut self, core: &mut Core, operand: &Operand<'_>) -> Result<bool, Exit> {
+        if !operand.instruction.has_op_mask() {
+            return Ok(true);
+        }
         let before = self.registers();
         let mut state = self.state();
         state.opmask[operand.instruction.op_mask().number()] = 0;
@@ -151,7 +154,7 @@ impl Vcpu {
         self.load_slot(operand.start(), &[], [Permissions::None; 2])?;
         let tried = self.try_on_slot(core, operand);
         self.set_registers(&before);
-        Ok(!operand.instruction.has_op_mask() || tried?.is_none())
+        Ok(tried?.is_none())
     }
 
     /// Runs the instruction at RIP on what is in the slot; the fault that it ends by, if it does.

@@ -30,7 +30,7 @@ const MACHINE: &str = "virtual machines, enclaves and keys belong to the host";
 const TWO: &str = "two instructions: `wait` and the form without it";
 const STRUCTURE: &str = "only generated as the end of a program or the trigger of an event";
 const POINTERS: &str = "stores what the kernel loses of the x87 state at any time (AMD)";
-const PREFIX: &str = "a branch whose operand size the host's decoder ignores";
+const PREFIX: &str = "an encoding that the host's decoder reads as another one";
 
 /// `int 0x80`, whose number is an immediate and so not in the table of opcodes.
 pub(super) const LEGACY_CALL: Refusal = Refusal { reason: KERNEL };
@@ -104,13 +104,14 @@ fn by_mnemonic(mnemonic: Mnemonic) -> Option<&'static str> {
 }
 
 /// Whether what the instruction stores depends on whether the kernel has saved the state since the last x87
-/// instruction: AMD's processors save its address only while an exception is pending (AMD64 Architecture
-/// Programmer's Manual volume 5, "FXSAVE").
+/// instruction: AMD's processors save its address only while an exception is pending, and never its segment (AMD64
+/// Architecture Programmer's Manual volume 5, "FXSAVE"). Those that load are generated with an image that those
+/// that store have stored.
 fn loses_pointers(code: Code, vendor: Vendor) -> bool {
     use Mnemonic as M;
-    // The last two are generated with an image that the first two have stored.
-    vendor == Vendor::Amd
-        && matches!(code.mnemonic(), M::Fnstenv | M::Fnsave | M::Fldenv | M::Frstor)
+    let stores = matches!(code.mnemonic(), M::Fnstenv | M::Fnsave | M::Fxsave);
+    let loads = matches!(code.mnemonic(), M::Fldenv | M::Frstor | M::Fxrstor);
+    vendor == Vendor::Amd && (stores || loads)
 }
 
 fn is_segment_load(code: Code, operands: &[OpCodeOperandKind]) -> bool {

@@ -10,7 +10,7 @@ use super::form::{Form, FormId, OperandForm};
 use super::operand::{Operand, operand_forms};
 use super::refused::{Refusal, may_be_hidden, refusal};
 use super::template::Template;
-use crate::guest::decoder;
+use crate::guest::{Vendor, decoder_of};
 
 const OTHER_ENCODING: &str = "another encoding, which decodes to a form that is generated";
 const OTHER_OPERANDS: &str = "has operands that 64-bit user code does not have";
@@ -53,7 +53,7 @@ impl FormTable {
             if exists && (host.has_all(code.cpuid_features()) || may_be_hidden(code)) {
                 match refusal(code, info, host) {
                     Some(refusal) => table.refuse(code, refusal),
-                    None => table.add(code, &mut information),
+                    None => table.add(code, host.vendor(), &mut information),
                 }
             }
         }
@@ -66,7 +66,7 @@ impl FormTable {
         self.refused_codes.push(code);
     }
 
-    fn add(&mut self, code: Code, information: &mut InstructionInfoFactory) {
+    fn add(&mut self, code: Code, vendor: Vendor, information: &mut InstructionInfoFactory) {
         let info = code.op_code();
         for operand_form in operand_forms(info.op_kinds(), info.can_broadcast()) {
             let id = FormId(self.templates.len() as u16);
@@ -74,7 +74,7 @@ impl FormTable {
                 self.refused.entry(OTHER_OPERANDS).or_default().push(code);
                 continue;
             };
-            if !decodes_back(&template) {
+            if !decodes_back(&template, vendor) {
                 self.refused.entry(OTHER_ENCODING).or_default().push(code);
                 continue;
             }
@@ -118,7 +118,7 @@ impl FormTable {
 }
 
 /// Whether an encoder that was given a sample gives bytes that mean the same opcode.
-fn decodes_back(template: &Template) -> bool {
+fn decodes_back(template: &Template, vendor: Vendor) -> bool {
     let mut encoder = Encoder::new(64);
     let mut sample = template.sample();
     if template.operands().contains(&Operand::Target) {
@@ -128,11 +128,11 @@ fn decodes_back(template: &Template) -> bool {
         return false;
     }
     let bytes = encoder.take_buffer();
-    decode(&bytes).code() == template.code
+    decode(&bytes, vendor).code() == template.code
 }
 
 const SAMPLE_ADDRESS: u64 = 0x1_4000_0000;
 
-fn decode(bytes: &[u8]) -> Instruction {
-    decoder(bytes, SAMPLE_ADDRESS).decode()
+fn decode(bytes: &[u8], vendor: Vendor) -> Instruction {
+    decoder_of(vendor, bytes, SAMPLE_ADDRESS).decode()
 }

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::OnceLock;
 
 use arbitrary::Unstructured;
-use iced_x86::{Decoder, DecoderOptions, EncodingKind};
+use iced_x86::EncodingKind;
 
 use super::*;
+use crate::guest::decoder;
 
 fn generator() -> &'static Generator {
     static GENERATOR: OnceLock<Generator> = OnceLock::new();
@@ -51,12 +52,7 @@ fn raw_programs_are_valid_and_hold_nothing_refused() {
         let program = raw(1, index);
         assert_eq!(program.case.validate(), Ok(()), "case {index}");
         let code = program.case.initial_bytes(crate::guest::GuestAddress(program.case.state.rip));
-        let mut decoder = Decoder::with_ip(
-            64,
-            code.expect("the entry is mapped"),
-            program.case.state.rip,
-            DecoderOptions::NONE,
-        );
+        let mut decoder = decoder(code.expect("the entry is mapped"), program.case.state.rip);
         for instruction in decoder.iter().take(20) {
             assert_eq!(
                 generator()

@@ -4,12 +4,18 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use super::Vendor;
 
-/// A decoder of 64-bit code at `ip`, as this host's processor reads it. AMD's take a 16-bit operand in
-/// near branches with the prefix 66, and no 64-bit offset in far pointers, where Intel's do otherwise (AMD64
-/// Architecture Programmer's Manual volume 3, "Operand-Size Override Prefix" and the instructions).
+/// A decoder of 64-bit code at `ip`, as this host's processor reads it.
 #[must_use]
 pub fn decoder(bytes: &[u8], ip: u64) -> Decoder<'_> {
-    let options = match Vendor::of_this_host() {
+    decoder_of(Vendor::of_this_host(), bytes, ip)
+}
+
+/// The same for any processor. AMD's take a 16-bit operand in near branches with the prefix 66, and no
+/// 64-bit offset in far pointers, where Intel's do otherwise (AMD64 Architecture Programmer's Manual volume
+/// 3, "Operand-Size Override Prefix" and the instructions).
+#[must_use]
+pub(crate) fn decoder_of(vendor: Vendor, bytes: &[u8], ip: u64) -> Decoder<'_> {
+    let options = match vendor {
         Vendor::Amd => DecoderOptions::AMD,
         Vendor::Intel => DecoderOptions::NONE,
     };

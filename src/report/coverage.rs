@@ -9,6 +9,7 @@ use maud::{Markup, html};
 use super::{grouped, percent};
 use crate::campaign::Summary;
 use crate::generate::{Family, FormId, Generator, HostFeatures, OperandForm};
+use crate::guest::Vendor;
 
 const COLUMNS: [(OperandForm, &str); 3] = [
     (OperandForm::Register, "register"),
@@ -118,12 +119,15 @@ fn cells(summary: &Summary) -> Cells {
 fn places() -> BTreeMap<String, (Option<Family>, OperandForm)> {
     let mut everything = HostFeatures::baseline();
     CpuidFeature::values().for_each(|feature| everything.insert(feature));
-    let generator = Generator::new(&everything);
     let mut places = BTreeMap::new();
-    for (index, form) in generator.forms().iter().enumerate() {
-        let place = (Some(generator.family(FormId(index as u16))), form.operands);
-        let known = places.entry(form.to_string()).or_insert(place);
-        *known = place.min(*known);
+    for vendor in [Vendor::Intel, Vendor::Amd] {
+        everything.set_vendor(vendor);
+        let generator = Generator::new(&everything);
+        for (index, form) in generator.forms().iter().enumerate() {
+            let place = (Some(generator.family(FormId(index as u16))), form.operands);
+            let known = places.entry(form.to_string()).or_insert(place);
+            *known = place.min(*known);
+        }
     }
     places
 }

@@ -78,7 +78,8 @@ pub fn class(code: Code) -> Class {
 
 /// The class of an instruction, on this host: AMD's processors have no prefetch of a register, where
 /// Intel's do nothing (AMD64 Architecture Programmer's Manual volume 3, "PREFETCHx").
-pub(crate) fn class_of(instruction: &Instruction) -> Class {
+#[must_use]
+pub fn class_of(instruction: &Instruction) -> Class {
     use Code as C;
     let prefetch = matches!(
         instruction.code(),

@@ -33,8 +33,7 @@ pub use block::{
     CODE_ALIGNMENT, ENTRY, Exit, Leave, POLL_LOAD, Purpose, Recovery, Relocation, SideEntry, Stub,
     TranslatedBlock, X87Opcode,
 };
-pub(crate) use classify::class_of;
-pub use classify::{Class, class};
+pub use classify::{Class, class, class_of};
 pub(crate) use control::is_canonical;
 pub(crate) use operand::is_prefix;
 pub use patched::{Patched, PatchedList, patchable, patched};

@@ -101,6 +101,11 @@ impl Silicon {
 
     /// An engine of another name, for comparing the host with itself.
     pub fn named(name: &str) -> io::Result<Self> {
+        Ok(Self { reports_int1_early: int1::is_reported_early()?, ..Self::untried(name)? })
+    }
+
+    /// One that takes the hypervisor at its word.
+    fn untried(name: &str) -> io::Result<Self> {
         const HWCAP2_FSGSBASE: u64 = 1 << 1;
         if rustix::param::linux_hwcap().1 as u64 & HWCAP2_FSGSBASE == 0 {
             return Err(io::Error::other("the silicon engine needs FSGSBASE in user mode"));
@@ -126,7 +131,6 @@ impl Silicon {
             reports_int1_early: false,
         };
         silicon.start_child(BASES[0])?;
-        silicon.reports_int1_early = silicon.reports_int1_early().map_err(io::Error::other)?;
         Ok(silicon)
     }
 
