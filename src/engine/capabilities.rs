@@ -17,8 +17,6 @@ pub struct Visible {
     pub pkru: bool,
     /// Last opcode, instruction and data address of the x87 unit.
     pub x87_pointers: bool,
-    /// Of these, the data address where the last x87 instruction has no operand in memory.
-    pub x87_old_data_pointer: bool,
     /// Error codes of exceptions other than page faults.
     pub error_codes: bool,
     /// Segment selectors.
@@ -33,7 +31,6 @@ impl Visible {
         opmask: true,
         pkru: true,
         x87_pointers: true,
-        x87_old_data_pointer: true,
         error_codes: true,
         selectors: true,
     };
@@ -45,10 +42,10 @@ impl Visible {
             vector_bytes: xstate.vector_bytes(),
             opmask: xstate.has_opmask(),
             pkru: xstate.has_pkru(),
-            // AMD's processors save these addresses only while an exception is pending, so that of an
-            // older instruction is gone as soon as the kernel has saved the state (AMD64 Architecture
-            // Programmer's Manual volume 5, "FXSAVE").
-            x87_old_data_pointer: Vendor::of_this_host() == Vendor::Intel,
+            // AMD's processors save them only while an exception is pending, so that those of an older
+            // instruction are gone as soon as the kernel has saved the state (AMD64 Architecture Programmer's
+            // Manual volume 5, "FXSAVE").
+            x87_pointers: Vendor::of_this_host() == Vendor::Intel,
             ..Self::ALL
         }
     }
@@ -62,7 +59,6 @@ impl Visible {
             opmask: self.opmask && other.opmask,
             pkru: self.pkru && other.pkru,
             x87_pointers: self.x87_pointers && other.x87_pointers,
-            x87_old_data_pointer: self.x87_old_data_pointer && other.x87_old_data_pointer,
             error_codes: self.error_codes && other.error_codes,
             selectors: self.selectors && other.selectors,
         }

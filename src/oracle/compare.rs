@@ -327,9 +327,7 @@ impl List {
             self.words(Component::X87Opcode, left.opcode, right.opcode);
             let pointers = (left.instruction_pointer, right.instruction_pointer);
             self.words(Component::X87InstructionPointer, pointers.0, pointers.1);
-            if visible.x87_old_data_pointer {
-                self.words(Component::X87DataPointer, left.data_pointer, right.data_pointer);
-            }
+            self.words(Component::X87DataPointer, left.data_pointer, right.data_pointer);
         }
         for (index, (left, right)) in left.st.into_iter().zip(right.st).enumerate() {
             let bits = |value: crate::guest::F80| {

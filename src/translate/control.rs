@@ -11,7 +11,7 @@ use super::loans::Loans;
 use super::operand::{NeedsAssist, number};
 use super::vcpu_block::at;
 use super::{Translator, Work};
-use crate::guest::{GuestAddress, decoder};
+use crate::guest::{GuestAddress, Vendor, decoder};
 
 impl Translator {
     /// Translates the branch that ends a block.
@@ -142,7 +142,7 @@ impl Translator {
     ) -> Result<(), NeedsAssist> {
         let target = self.constant_target(work, instruction)?;
         work.pass(instruction);
-        let opcode = match instruction.mnemonic() {
+        let opcode = match counted_branch(instruction) {
             Mnemonic::Loopne => 0xe0,
             Mnemonic::Loope => 0xe1,
             Mnemonic::Loop => 0xe2,
@@ -261,6 +261,17 @@ impl Translator {
         }
         let loans = Loans::new(super::operand::address_registers(instruction), false);
         self.operand_to_free(&mut work.emitter, instruction, Code::Mov_r64_rm64, loans)
+    }
+}
+
+/// What a counted branch does: AMD's processors take LOOPE with the prefix F2 for LOOPNE, and LOOPNE with F3
+/// for LOOPE (measured; the manuals do not tell).
+pub(crate) fn counted_branch(instruction: &Instruction) -> Mnemonic {
+    match instruction.mnemonic() {
+        other if Vendor::of_this_host() == Vendor::Intel => other,
+        Mnemonic::Loope if instruction.has_repne_prefix() => Mnemonic::Loopne,
+        Mnemonic::Loopne if instruction.has_repe_prefix() => Mnemonic::Loope,
+        other => other,
     }
 }
 

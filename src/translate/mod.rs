@@ -34,7 +34,7 @@ pub use block::{
     TranslatedBlock, X87Opcode,
 };
 pub use classify::{Class, class, class_of};
-pub(crate) use control::is_canonical;
+pub(crate) use control::{counted_branch, is_canonical};
 pub(crate) use operand::is_prefix;
 pub use patched::{Patched, PatchedList, patchable, patched};
 pub(crate) use vcpu_block::at;

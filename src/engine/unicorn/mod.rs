@@ -283,7 +283,6 @@ fn capabilities() -> Capabilities {
             opmask: false,
             pkru: false,
             x87_pointers: false,
-            x87_old_data_pointer: false,
             error_codes: false,
             selectors: true,
         },

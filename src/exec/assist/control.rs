@@ -7,7 +7,7 @@ use crate::exec::shared::Locked;
 use crate::exec::step::Undone;
 use crate::exec::vcpu::Vcpu;
 use crate::guest::{Flag, GuestAddress, Vendor};
-use crate::translate::{Class, class, is_canonical};
+use crate::translate::{Class, class, counted_branch, is_canonical};
 
 impl Vcpu {
     pub(super) fn control(
@@ -147,7 +147,7 @@ impl Vcpu {
         let zero = self.rflags() & Flag::ZF.mask() != 0;
         let counts = !matches!(instruction.mnemonic(), Mnemonic::Jrcxz | Mnemonic::Jecxz);
         let now = before.wrapping_sub(u64::from(counts)) & mask;
-        let taken = match instruction.mnemonic() {
+        let taken = match counted_branch(instruction) {
             Mnemonic::Loop => now != 0,
             Mnemonic::Loope => now != 0 && zero,
             Mnemonic::Loopne => now != 0 && !zero,

@@ -8,7 +8,7 @@ use crate::exec::exit::{Exit, vector};
 use crate::exec::shared::Locked;
 use crate::exec::step::Undone;
 use crate::exec::vcpu::Vcpu;
-use crate::guest::{GuestAddress, Vendor};
+use crate::guest::{Flag, GuestAddress, Vendor};
 use crate::translate::is_canonical;
 
 const USER_DATA: u16 = 0x2b;
@@ -213,6 +213,9 @@ impl Vcpu {
             Mnemonic::Iretd => 4,
             _ => 8,
         };
+        if self.rflags() & Flag::NT.mask() != 0 {
+            return Err(Exit::general_protection().into());
+        }
         let mut load =
             |vcpu: &Self, place: u64, bytes| vcpu.load_stack_at(core, place * size as u64, bytes);
         // The order and the sizes that the processor takes, which show in page faults. AMD's takes whole words,

@@ -226,9 +226,10 @@ impl Vcpu {
         if !is_canonical(byte(0).0) {
             return Err(Exit::general_protection().into());
         }
-        // Silicon checks halves of eight bytes, the upper first, whatever the mask says.
+        // Silicon checks halves of eight bytes, the upper first, AMD's the lower, whatever the mask says.
+        let amd = Vendor::of_this_host() == Vendor::Amd;
         for half in (0..data.len()).step_by(8).rev() {
-            let place = byte(half);
+            let place = byte(if amd { data.len() - 8 - half } else { half });
             self.check_alignment(place, 8)?;
             self.check(core, place, 8, Access::Write)?;
         }

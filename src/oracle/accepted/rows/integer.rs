@@ -3,7 +3,7 @@
 use iced_x86::Mnemonic as M;
 
 use super::super::Accepted;
-use super::super::Pattern::{Mnemonics, Where};
+use super::super::Pattern::{self, Mnemonics, Where};
 use super::super::conditions::{
     both_complete, class, culprit, is_flag, is_register, is_register_or_flag, is_the_flag,
     is_upper_half, register_operand,
@@ -14,11 +14,19 @@ use crate::case::{Loss, Stop};
 use crate::guest::Flag;
 use crate::oracle::compare::ComponentClass as C;
 
+const STRING_COMPARE: Pattern = Mnemonics(&[
+    M::Pcmpestri,
+    M::Pcmpestri64,
+    M::Pcmpestrm,
+    M::Pcmpestrm64,
+    M::Vpcmpestri,
+    M::Vpcmpestri64,
+    M::Vpcmpestrm,
+    M::Vpcmpestrm64,
+]);
+
 pub(super) const ROWS: &[Accepted] = &[
-    unicorn(
-        "string-compare-crash",
-        Mnemonics(&[M::Pcmpestri, M::Pcmpestri64, M::Pcmpestrm, M::Pcmpestrm64]),
-    )
+    unicorn("string-compare-crash", STRING_COMPARE)
     .stops(|stops| matches!(stops.1, Stop::Lost(Loss::Killed { .. })))
     .when(|divergence, _| {
         let gpr = divergence.case.state.gpr;
@@ -30,10 +38,7 @@ pub(super) const ROWS: &[Accepted] = &[
          registers is read, and the whole process crashes",
         "found by tregion (pcmpxstrx in QEMU's ops_sse.h)",
     ),
-    unicorn(
-        "string-compare-length",
-        Mnemonics(&[M::Pcmpestri, M::Pcmpestri64, M::Pcmpestrm, M::Pcmpestrm64]),
-    )
+    unicorn("string-compare-length", STRING_COMPARE)
     .stops(both_complete)
     .shows(|difference| is_register_or_flag(difference) || class(difference) == C::Xmm)
     .because(
@@ -93,4 +98,36 @@ pub(super) const ROWS: &[Accepted] = &[
         .stops(both_complete)
         .shows(is_flag)
         .because("LOCK NEG sets its flags as of another value", FOUND),
+    unicorn("double-shift-beyond-operand", Mnemonics(&[M::Shld, M::Shrd]))
+        .stops(both_complete)
+        .shows(|difference| is_register_or_flag(difference) || class(difference) == C::Memory)
+        .when(|divergence, _| {
+            let narrow = culprit(divergence).is_some_and(|code| has_operand_of(code, 0, 2));
+            narrow && register_operand(divergence, 2).is_none_or(|count| count % 32 > 16)
+        })
+        .because(
+            "a 16-bit double shift by more than 16 bits, which the manuals leave undefined, gives what it gives on \
+             Intel's processors; AMD's give something else",
+            FOUND,
+        ),
+    unicorn("bit-field-beyond-quadword", Mnemonics(&[M::Extrq, M::Insertq]))
+        .stops(both_complete)
+        .shows(|difference| class(difference) == C::Xmm)
+        .because(
+            "the upper half of the destination, and a field that reaches beyond the lower, which the manual leaves \
+             undefined, are not what AMD's processors make of them",
+            "AMD64 Architecture Programmer's Manual volume 4, EXTRQ and INSERTQ",
+        ),
+    unicorn("rotate-carry-whole-turns", Mnemonics(&[M::Rcl, M::Rcr]))
+        .stops(both_complete)
+        .shows(|difference| is_the_flag(difference, Flag::OF))
+        .when(|divergence, _| {
+            let narrow = |code| has_operand_of(code, 0, 1) || has_operand_of(code, 0, 2);
+            culprit(divergence).is_some_and(narrow)
+        })
+        .because(
+            "a rotation through carry by whole turns leaves OF alone as on Intel's processors; on AMD's, where it is \
+             undefined for any count but 1, it changes",
+            FOUND,
+        ),
 ];
