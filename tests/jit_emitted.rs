@@ -23,8 +23,8 @@ use iced_x86::{Code, Decoder, DecoderOptions, OpKind, Register};
 use sources::{Source, Sources};
 use tregion::guest::GuestAddress;
 use tregion::translate::{
-    Class, Exit, Relocation, Request, SideEntry, TranslatedBlock, Translator, X87Opcode, class,
-    patchable,
+    Class, Exit, Extended, Relocation, Request, SideEntry, TranslatedBlock, Translator, X87Opcode,
+    class, patchable,
 };
 
 /// Sources translated, unless the environment says otherwise.
@@ -43,6 +43,7 @@ struct Owned {
     guest_bytes: u32,
     instructions: u16,
     truncated: bool,
+    extended: Extended,
 }
 
 impl Owned {
@@ -56,6 +57,7 @@ impl Owned {
             guest_bytes: block.guest_bytes,
             instructions: block.instructions,
             truncated: block.truncated,
+            extended: block.extended,
         }
     }
 
@@ -69,6 +71,7 @@ impl Owned {
             guest_bytes: self.guest_bytes,
             instructions: self.instructions,
             truncated: self.truncated,
+            extended: self.extended,
         }
     }
 }

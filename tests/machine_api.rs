@@ -10,6 +10,8 @@ mod code;
 mod control;
 #[path = "machine_api/devices.rs"]
 mod devices;
+#[path = "machine_api/extended.rs"]
+mod extended;
 #[path = "machine_api/guest.rs"]
 mod guest;
 #[path = "machine_api/hooks.rs"]

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::translate::{Exit, Relocation, SideEntry, TranslatedBlock, X87Opcode};
+use crate::translate::{Exit, Extended, Relocation, SideEntry, TranslatedBlock, X87Opcode};
 
 /// Bytes of a list that is worth keeping for another region.
 const MOST_KEPT: usize = 1 << 16;
@@ -30,6 +30,7 @@ pub(crate) struct Stored {
     source: Range<u32>,
     guest_bytes: u32,
     instructions: u16,
+    extended: Extended,
 }
 
 impl Stored {
@@ -52,6 +53,7 @@ impl Store {
             source: append(&mut self.sources, source),
             guest_bytes: block.guest_bytes,
             instructions: block.instructions,
+            extended: block.extended,
         }
     }
 
@@ -66,6 +68,7 @@ impl Store {
             guest_bytes: stored.guest_bytes,
             instructions: stored.instructions,
             truncated: false,
+            extended: stored.extended,
         }
     }
 

@@ -9,7 +9,7 @@ use super::arena::{Arena, CHUNK_BYTES};
 use super::cache::CodeCache;
 use super::region::{Key, Source};
 use crate::guest::{GuestAddress, PAGE_SIZE};
-use crate::translate::{ENTRY, Stub, TranslatedBlock};
+use crate::translate::{ENTRY, Extended, Stub, TranslatedBlock};
 
 /// Pages that blocks are in.
 const PAGES: u64 = 6;
@@ -101,6 +101,7 @@ const BLOCK: TranslatedBlock<'static> = TranslatedBlock {
     guest_bytes: LENGTH,
     instructions: 1,
     truncated: false,
+    extended: Extended::All,
 };
 
 fn source(key: Key, version: u8) -> [u8; LENGTH as usize] {

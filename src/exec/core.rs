@@ -19,7 +19,7 @@ use crate::code::sync::Arc;
 use crate::code::{Arena, CHUNK_BYTES, CodeCache, Figures, Full, Key, RegionId, Source};
 use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE, decoder};
 use crate::memory::{AccessError, AddressSpace, PageId};
-use crate::translate::{Leave, PatchedList, Request, Stub, Translator, patched};
+use crate::translate::{Extended, Leave, PatchedList, Request, Stub, Translator, patched};
 
 /// Bytes of guest code that one block can be made from: 64 instructions of 15 bytes.
 const MOST_SOURCE: usize = 1024;
@@ -63,6 +63,8 @@ pub(super) struct Core {
     pub(super) code_writes: u64,
     /// Instructions that meet traps.
     pub(super) sites: Sites,
+    /// How much of the extended state code needs that was translated.
+    pub(super) extended: Extended,
     pages: CodePages,
     source: Vec<u8>,
     pub(super) cpuid: CpuidModel,
@@ -93,6 +95,7 @@ impl Core {
             scratch: CHUNK_BYTES,
             code_writes: 0,
             sites: Sites::default(),
+            extended: Extended::Nothing,
             pages: CodePages::default(),
             source: Vec::new(),
             cpuid: CpuidModel::default(),
@@ -193,6 +196,12 @@ impl Core {
                 _ => break (block, checked, as_is),
             }
         };
+        if block.extended > self.extended {
+            // A jump may lead any vCPU to it: none is to come with less.
+            self.extended = block.extended;
+            self.gates.invalidated();
+            self.gates.wait();
+        }
         let kept = if as_is && !block.truncated { block.guest_bytes as usize } else { 0 };
         let source = Source { bytes: &self.source[..kept], checked };
         let jumps = self.hooks.allow_jump(key.pc);

@@ -6,7 +6,7 @@
 //! on the slot, and the operand is stored back (the *bounce*). Everything else is executed by
 //! `assist`.
 
-use iced_x86::{DecoderError, FlowControl, Instruction, Register};
+use iced_x86::{Code, DecoderError, FlowControl, Instruction, Register};
 
 use super::access::{Access, page_fault};
 use super::core::Core;
@@ -16,7 +16,7 @@ use super::shared::Locked;
 use super::vcpu::{ENTRIES_UNTIL_A_LOOK, End, Fault, Stepped, Vcpu, lost};
 use crate::guest::{Flag, GuestAddress, PAGE_SIZE, decoder, with_ignored_bits};
 use crate::memory::WriteFault;
-use crate::translate::{Class, Purpose, Stub, class, class_of, is_canonical};
+use crate::translate::{Class, Extended, Purpose, Stub, class, class_of, is_canonical};
 
 /// Why an instruction is not done.
 pub(super) enum Undone {
@@ -138,6 +138,7 @@ impl Vcpu {
         let block = core.translator.single(self.pc, instruction, &self.bytes, slot);
         let Some(block) = block else { return Single::None };
         let start = core.cache.place_once(core.scratch, &block);
+        self.memory.block_mut().need(block.extended);
         self.memory.block_mut().entry = start;
         self.memory.enter(core.door);
         self.fix_instruction_pointer(&core.cache);
@@ -154,6 +155,19 @@ impl Vcpu {
             entry.recovery.purpose
         });
         Single::Fault(self.fault(purpose))
+    }
+
+    /// Has the whole extended state been in the processor, which alone knows what of it is in use.
+    pub(super) fn load_all(&mut self, core: &mut Core) {
+        if self.memory.block().extended == Extended::All as u64 {
+            return;
+        }
+        self.memory.block_mut().need(Extended::All);
+        let nothing = Instruction::with(Code::Nopd);
+        if let Some(block) = core.translator.single(self.pc, &nothing, &[0x90], None) {
+            self.memory.block_mut().entry = core.cache.place_once(core.scratch, &block);
+            self.memory.enter(core.door);
+        }
     }
 
     /// The instruction is done and RIP goes on behind it.

@@ -5,14 +5,14 @@
 //! code with the guest's state in the host's registers; it stores the state in the block, loads the
 //! host's and returns from `enter`.
 //!
-//! The guest's extended state is saved and loaded as a whole, the host's is not: the ABI lets a callee
-//! lose all of it but the control words. PKRU stays the host's.
+//! Of the guest's extended state as much is loaded and saved as its code needs ([`Extended`]); of the host's
+//! nothing but the control words, since the ABI lets a callee lose the rest. PKRU stays the host's.
 #![allow(clippy::useless_conversion, reason = "`dynasm!` converts numbers of registers")]
 
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
-use crate::translate::{Stub, at};
+use crate::translate::{Extended, Stub, at};
 
 /// Code of the prelude and what lies where in it.
 #[derive(Debug)]
@@ -29,6 +29,17 @@ const HOST_RFLAGS: i32 = 0x202;
 
 /// Guest registers that are in the host register of their number.
 const IN_PLACE: [u8; 13] = [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13];
+
+/// Places in the XSAVE area (Intel SDM volume 1, sections 10.5.1 and 13.4), and the bit that says that XMM0 to
+/// XMM15 are there.
+const MXCSR: i32 = 24;
+const XMM: i32 = 160;
+const XSTATE_BV: i32 = 512;
+const SSE_BIT: i8 = 1 << 1;
+
+fn xmm(register: u8) -> i32 {
+    at::XSAVE + XMM + i32::from(register) * 16
+}
 
 type Code = VecAssembler<X64Relocation>;
 
@@ -57,15 +68,38 @@ fn emit_enter(code: &mut Code) -> usize {
         ; push r15
         ; rdgsbase rax
         ; mov [rdi + at::HOST_GS_BASE], rax
-        ; stmxcsr [rdi + at::HOST_CONTROLS]
-        ; fnstcw [rdi + at::HOST_CONTROLS + 4]
         ; mov [rdi + at::HOST_RSP], rsp
         ; mov rsp, rdi
         ; mov rax, [rsp + at::WINDOW]
         ; wrgsbase rax
+        ; cmp BYTE [rsp + at::EXTENDED], Extended::Sse as i8
+        ; jb ->loaded
+        ; stmxcsr [rsp + at::HOST_CONTROLS]
+        ; ja ->load_all
+        ; ldmxcsr [rsp + at::XSAVE + MXCSR]
+        ; test BYTE [rsp + at::XSAVE + XSTATE_BV], SSE_BIT
+        ; jz ->clear
+    );
+    for register in 0..16 {
+        dynasm!(code; .arch x64; movaps Rx(register), [rsp + xmm(register)]);
+    }
+    dynasm!(code
+        ; .arch x64
+        ; jmp ->loaded
+        ; ->clear:
+    );
+    for register in 0..16 {
+        dynasm!(code; .arch x64; xorps Rx(register), Rx(register));
+    }
+    dynasm!(code
+        ; .arch x64
+        ; jmp ->loaded
+        ; ->load_all:
+        ; fnstcw [rsp + at::HOST_CONTROLS + 4]
         ; mov eax, [rsp + at::COMPONENTS]
         ; mov edx, [rsp + at::COMPONENTS + 4]
         ; xrstor64 [rsp + at::XSAVE]
+        ; ->loaded:
         ; push QWORD [rsp + at::RFLAGS]
         ; popfq
     );
@@ -102,7 +136,7 @@ fn emit_exit(code: &mut Code) {
     for register in IN_PLACE {
         dynasm!(code; .arch x64; mov [rsp + at::gpr(register)], Rq(register));
     }
-    let save_all = std::arch::is_x86_feature_detected!("xsaveopt");
+    let optimised = std::arch::is_x86_feature_detected!("xsaveopt");
     dynasm!(code
         ; .arch x64
         ; mov [rsp + at::gpr(4)], r15
@@ -110,10 +144,24 @@ fn emit_exit(code: &mut Code) {
         ; pop QWORD [rsp + at::RFLAGS]
         ; push HOST_RFLAGS
         ; popfq
+        ; cmp BYTE [rsp + at::EXTENDED], Extended::Sse as i8
+        ; jb ->saved
+        ; ja ->save_all
+    );
+    for register in 0..16 {
+        dynasm!(code; .arch x64; movaps [rsp + xmm(register)], Rx(register));
+    }
+    dynasm!(code
+        ; .arch x64
+        ; stmxcsr [rsp + at::XSAVE + MXCSR]
+        ; or BYTE [rsp + at::XSAVE + XSTATE_BV], SSE_BIT
+        ; ldmxcsr [rsp + at::HOST_CONTROLS]
+        ; jmp ->saved
+        ; ->save_all:
         ; mov eax, [rsp + at::COMPONENTS]
         ; mov edx, [rsp + at::COMPONENTS + 4]
     );
-    if save_all {
+    if optimised {
         dynasm!(code; .arch x64; xsaveopt64 [rsp + at::XSAVE]);
     } else {
         dynasm!(code; .arch x64; xsave64 [rsp + at::XSAVE]);
@@ -126,6 +174,7 @@ fn emit_exit(code: &mut Code) {
         ; fninit
         ; fldcw [rsp + at::HOST_CONTROLS + 4]
         ; ldmxcsr [rsp + at::HOST_CONTROLS]
+        ; ->saved:
         ; mov rax, [rsp + at::HOST_GS_BASE]
         ; wrgsbase rax
         ; mov rsp, [rsp + at::HOST_RSP]

@@ -316,7 +316,9 @@ impl Vcpu {
         let generation = self.shared.gates.generation();
         if self.generation != generation {
             self.reset_jump_cache();
-            self.on_code = running.core().hooks.on_code;
+            let core = running.core();
+            self.on_code = core.hooks.on_code;
+            self.memory.block_mut().need(core.extended);
             self.generation = generation;
         }
         if !self.on_code {

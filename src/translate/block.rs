@@ -3,6 +3,7 @@
 
 use iced_x86::Register;
 
+use super::extended::Extended;
 use crate::guest::GuestAddress;
 
 /// A place that code leaves to, by a `call` whose return address tells who called.
@@ -193,6 +194,8 @@ pub struct TranslatedBlock<'a> {
     pub instructions: u16,
     /// It ends where its source does, in the middle of an instruction.
     pub truncated: bool,
+    /// What its instructions need, the one that it leaves to an assist included.
+    pub extended: Extended,
 }
 
 /// Alignment of a block's host code, in bytes.

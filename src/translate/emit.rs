@@ -12,6 +12,7 @@ use super::block::{
     ENTRY, Exit, Leave, POLL_LOAD, Purpose, Recovery, Relocation, SideEntry, Stub, TranslatedBlock,
     X87Opcode,
 };
+use super::extended::Extended;
 use super::vcpu_block::{ProbeShape, at};
 
 /// Host register that holds the guest's RSP.
@@ -437,6 +438,7 @@ impl Emitter {
             guest_bytes,
             instructions,
             truncated: false,
+            extended: Extended::All,
         }
     }
 }

@@ -15,18 +15,18 @@ mod block;
 mod classify;
 mod control;
 mod emit;
+mod extended;
 mod known;
 mod loans;
 mod operand;
 mod patched;
 mod probed;
+mod special;
 mod stack;
 mod string;
 mod vcpu_block;
 
-use iced_x86::{
-    Code, DecoderError, Encoder, Instruction, InstructionInfoFactory, OpKind, Register,
-};
+use iced_x86::{Code, DecoderError, Encoder, Instruction, InstructionInfoFactory};
 use smallvec::SmallVec;
 
 pub use block::{
@@ -35,6 +35,7 @@ pub use block::{
 };
 pub use classify::{Class, class, class_of};
 pub(crate) use control::{counted_branch, is_canonical};
+pub use extended::{Extended, extended};
 pub(crate) use operand::is_prefix;
 pub use patched::{Patched, PatchedList, patchable, patched};
 pub(crate) use vcpu_block::at;
@@ -42,7 +43,6 @@ pub use vcpu_block::{GUARD_BYTES, PROBE_REACH, ProbeShape, SLOT_BYTES, VcpuBlock
 
 use self::emit::Emitter;
 use self::known::Known;
-use self::loans::Loans;
 use self::operand::{NeedsAssist, number};
 use self::probed::Writes;
 use crate::guest::{GuestAddress, decoder};
@@ -106,6 +106,7 @@ struct Work<'a> {
     count: u16,
     /// A poll was emitted before the instruction before the one in hand.
     polled: bool,
+    extended: Extended,
 }
 
 /// Whether the block goes on.
@@ -139,7 +140,8 @@ impl Translator {
         let mut emitter = std::mem::take(&mut self.emitter);
         emitter.clear();
         self.known = Known::default();
-        let mut work = Work { request, emitter, done: 0, count: 0, polled: false };
+        let extended = Extended::Nothing;
+        let mut work = Work { request, emitter, done: 0, count: 0, polled: false, extended };
         if !request.checked {
             work.emitter.entry();
         }
@@ -155,10 +157,10 @@ impl Translator {
         if request.checked {
             work.compare_source(&mut self.head);
         }
-        let Work { emitter, done, count, .. } = work;
+        let Work { emitter, done, count, extended, .. } = work;
         self.emitter = emitter;
         let whole = if request.checked { &self.head } else { &self.emitter };
-        TranslatedBlock { truncated, ..whole.finish(done, count) }
+        TranslatedBlock { truncated, extended, ..whole.finish(done, count) }
     }
 
     /// Translates one instruction of class `Plain`, `RevealsPointers` or `Lea`, to be run
@@ -184,7 +186,9 @@ impl Translator {
         let target = pc.wrapping_add(bytes.len() as u64);
         emitter.leave(Stub::Next, Leave::Next { target });
         self.emitter = emitter;
-        result.ok().map(|()| self.emitter.finish(bytes.len() as u32, 1))
+        let extended = extended(instruction.code());
+        let block = self.emitter.finish(bytes.len() as u32, 1);
+        result.ok().map(|()| TranslatedBlock { extended, ..block })
     }
 
     /// Translates the instructions; whether they end in the middle of one.
@@ -230,6 +234,7 @@ impl Translator {
         let bytes = &work.request.code[start..start + instruction.len()];
         work.emitter.begin(work.done, work.count);
         let class = class_of(instruction);
+        work.extended = work.extended.max(extended(instruction.code()));
         // Between an instruction that sets flags and its branch, a poll would keep them from being
         // executed as one.
         let poll = class == Class::Plain && work.is_backward_branch(start + instruction.len());
@@ -310,97 +315,6 @@ impl Translator {
         self.note_writes(instruction);
         Ok(())
     }
-
-    /// An access that cannot fault needs no probe.
-    fn hint(
-        &mut self,
-        work: &mut Work<'_>,
-        instruction: &Instruction,
-        _bytes: &[u8],
-    ) -> Result<(), NeedsAssist> {
-        // It changes nothing that a guest can see, and whether it helps is the host's guess: near
-        // addresses are worth it, the others are left out.
-        let base = instruction.memory_base();
-        let simple = base.is_gpr64()
-            && instruction.memory_index() == Register::None
-            && ![4, 14, 15].contains(&number(base))
-            && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
-        if simple {
-            let mut moved = *instruction;
-            moved.set_segment_prefix(Register::GS);
-            self.encode(&mut work.emitter, &moved);
-        }
-        Ok(())
-    }
-
-    /// MOV between the accumulator and an absolute address, by the forms that take a register.
-    fn absolute(
-        &mut self,
-        work: &mut Work<'_>,
-        instruction: &Instruction,
-    ) -> Result<(), NeedsAssist> {
-        use Code as C;
-        let (code, store, register) = match instruction.code() {
-            C::Mov_AL_moffs8 => (C::Mov_r8_rm8, false, Register::AL),
-            C::Mov_AX_moffs16 => (C::Mov_r16_rm16, false, Register::AX),
-            C::Mov_EAX_moffs32 => (C::Mov_r32_rm32, false, Register::EAX),
-            C::Mov_RAX_moffs64 => (C::Mov_r64_rm64, false, Register::RAX),
-            C::Mov_moffs8_AL => (C::Mov_rm8_r8, true, Register::AL),
-            C::Mov_moffs16_AX => (C::Mov_rm16_r16, true, Register::AX),
-            C::Mov_moffs32_EAX => (C::Mov_rm32_r32, true, Register::EAX),
-            _ => (C::Mov_rm64_r64, true, Register::RAX),
-        };
-        let address = instruction.memory_displacement64();
-        let based = matches!(instruction.memory_segment(), Register::FS | Register::GS);
-        if based || address >= 1 << self.window_bits {
-            return Err(NeedsAssist);
-        }
-        let mut loans = Loans::new(1, false);
-        let home = loans.take(&mut work.emitter);
-        work.emitter.constant(home, address);
-        let mut moved = Instruction::default();
-        moved.set_code(code);
-        let (of_register, of_memory) = if store { (1, 0) } else { (0, 1) };
-        set_kind(&mut moved, of_register, OpKind::Register);
-        moved.set_op_register(of_register, register);
-        set_kind(&mut moved, of_memory, OpKind::Memory);
-        moved.set_memory_base(operand::gpr64(home));
-        moved.set_segment_prefix(Register::GS);
-        self.encode(&mut work.emitter, &moved);
-        loans.end(&mut work.emitter);
-        self.known.forget(0);
-        Ok(())
-    }
-
-    fn read_base(
-        &mut self,
-        work: &mut Work<'_>,
-        instruction: &Instruction,
-    ) -> Result<(), NeedsAssist> {
-        use iced_x86::Mnemonic as M;
-        let fs = instruction.mnemonic() == M::Rdfsbase;
-        let register = instruction.op0_register();
-        let guest = number(register);
-        let home = match guest {
-            4 => emit::GUEST_RSP,
-            14 | 15 => emit::FREE,
-            other => other,
-        };
-        work.emitter.load(home, if fs { at::FS_BASE } else { at::GS_BASE });
-        if register.is_gpr32() {
-            work.emitter.zero_extend(home);
-        }
-        if home == emit::FREE {
-            work.emitter.store(at::gpr(guest), home);
-        }
-        self.known.forget(guest);
-        Ok(())
-    }
-}
-
-/// Sets the kind of an operand whose index is known to be valid.
-fn set_kind(instruction: &mut Instruction, operand: u32, kind: OpKind) {
-    instruction.set_op_kind(operand, kind);
 }
 
 impl Work<'_> {

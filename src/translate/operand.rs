@@ -405,3 +405,8 @@ fn verbatim(bytes: &[u8]) -> bool {
 pub(crate) fn is_prefix(byte: u8) -> bool {
     matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
 }
+
+/// Sets the kind of an operand whose index is known to be valid.
+pub(super) fn set_kind(instruction: &mut Instruction, operand: u32, kind: OpKind) {
+    instruction.set_op_kind(operand, kind);
+}

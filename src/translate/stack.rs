@@ -7,9 +7,9 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 use super::block::{Leave, Stub};
 use super::emit::{Emitter, FREE, GUEST_RSP, RCX};
 use super::loans::Loans;
-use super::operand::{NeedsAssist, address_registers, gpr64, number};
+use super::operand::{NeedsAssist, address_registers, gpr64, number, set_kind};
 use super::vcpu_block::at;
-use super::{Translator, Work, set_kind};
+use super::{Translator, Work};
 use crate::guest::Flag;
 
 impl Translator {

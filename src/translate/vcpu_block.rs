@@ -8,6 +8,8 @@
 
 use std::mem::offset_of;
 
+use super::extended::Extended;
+
 /// Bytes that the host's XSAVE area may take without AMX tiles.
 pub const XSAVE_BYTES: usize = 4096;
 
@@ -68,6 +70,8 @@ pub struct VcpuBlock {
     pub host_controls: u64,
     /// Which components of the extended state are the guest's.
     pub components: u64,
+    /// How much of the extended state guest code needs: a number of [`super::Extended`].
+    pub extended: u64,
     /// Vector of the host exception that ended guest code.
     pub fault_vector: u64,
     /// Its error code.
@@ -98,6 +102,11 @@ pub struct VcpuBlock {
 pub struct ProbePage(pub [u64; 512]);
 
 impl VcpuBlock {
+    /// From now on, no less of the extended state is loaded.
+    pub(crate) fn need(&mut self, extended: Extended) {
+        self.extended = self.extended.max(extended as u64);
+    }
+
     /// The address of the x87 unit's last operand, in the XSAVE area.
     #[must_use]
     pub fn xsave_data_pointer(&self) -> u64 {
@@ -148,6 +157,7 @@ pub(crate) mod at {
         HOST_GS_BASE = host_gs_base;
         HOST_CONTROLS = host_controls;
         COMPONENTS = components;
+        EXTENDED = extended;
         XSAVE = xsave;
         SLOT = slot;
         JUMP_TAGS = jump_tags;

@@ -6,10 +6,12 @@
 use std::collections::BTreeMap;
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
-    OpAccess, OpKind, Register,
+    Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction,
+    InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
-use tregion::translate::{Class, GUARD_BYTES, Leave, ProbeShape, Stub, TranslatedBlock, class};
+use tregion::translate::{
+    Class, Extended, GUARD_BYTES, Leave, ProbeShape, Stub, TranslatedBlock, class,
+};
 
 use crate::fields;
 use crate::symbolic::{Form, Origin, State, Symbols};
@@ -103,6 +105,7 @@ pub(crate) fn decode(code: &[u8]) -> Vec<Instruction> {
 impl Checker<'_> {
     fn run(&mut self) {
         self.check_exits();
+        self.check_extended();
         let mut alive = true;
         let mut index = 0;
         while index < self.code.len() {
@@ -225,6 +228,28 @@ impl Checker<'_> {
     }
 
     /// Every exit is a call behind which it points, and what may be patched is a jump to that call.
+    /// The block says what it needs of the registers that are loaded only where they are needed.
+    fn check_extended(&mut self) {
+        for instruction in &self.code {
+            let used = self.information.info(instruction).used_registers();
+            let registers = used.iter().map(|used| match used.register() {
+                xmm if xmm.is_xmm() && xmm.number() < 16 => Extended::Sse,
+                other if other.is_vector_register() || other.is_k() => Extended::All,
+                other if other.is_mm() || other.is_st() => Extended::All,
+                _ => Extended::Nothing,
+            });
+            let features = instruction.cpuid_features();
+            let vex = instruction.encoding() != EncodingKind::Legacy;
+            let vectors = registers.clone().any(|needed| needed != Extended::Nothing);
+            let all = features.contains(&CpuidFeature::FPU) || vex && vectors;
+            let needed = if all { Extended::All } else { registers.max().unwrap_or_default() };
+            if needed > self.block.extended {
+                let what = format!("{instruction} needs {needed:?}");
+                self.complaints.push(Complaint { offset: instruction.ip() as u32, what });
+            }
+        }
+    }
+
     fn check_exits(&mut self) {
         let mut wrong = Vec::new();
         for exit in self.block.exits {

@@ -79,7 +79,7 @@ impl Vcpu {
                 self.xsave(core, instruction)
             }
             M::Xrstor | M::Xrstor64 => self.xrstor(core, instruction),
-            M::Xgetbv => self.extended_control(instruction),
+            M::Xgetbv => self.extended_control(core, instruction),
             M::Movdir64b => self.direct_store(core, instruction),
             _ if instruction.is_vsib() => self.gather_or_scatter(core, instruction),
             _ => self.system(core, instruction),

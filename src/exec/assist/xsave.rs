@@ -7,6 +7,7 @@ use std::arch::x86_64::__cpuid_count;
 
 use iced_x86::{Instruction, Mnemonic};
 
+use crate::exec::core::Core;
 use crate::exec::exit::Exit;
 use crate::exec::shared::Locked;
 use crate::exec::step::{Undone, not_canonical};
@@ -93,7 +94,12 @@ impl Vcpu {
     }
 
     /// XGETBV: XCR0, or what of it is in use, without tiles.
-    pub(super) fn extended_control(&mut self, instruction: &Instruction) -> Result<(), Undone> {
+    pub(super) fn extended_control(
+        &mut self,
+        core: &mut Core,
+        instruction: &Instruction,
+    ) -> Result<(), Undone> {
+        self.load_all(core);
         let value = match self.gpr(RCX) as u32 {
             0 => self.xstate().enabled(),
             1 if __cpuid_count(0xd, 1).eax >> 2 & 1 != 0 => {
