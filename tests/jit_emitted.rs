@@ -23,8 +23,8 @@ use iced_x86::{Code, Decoder, DecoderOptions, OpKind, Register};
 use sources::{Source, Sources};
 use tregion::guest::GuestAddress;
 use tregion::translate::{
-    Class, Exit, Extended, Relocation, Request, SideEntry, TranslatedBlock, Translator, X87Opcode,
-    class, patchable,
+    Announced, Class, Exit, Extended, Relocation, Request, SideEntry, TranslatedBlock, Translator,
+    X87Opcode, class, patchable,
 };
 
 /// Sources translated, unless the environment says otherwise.
@@ -104,7 +104,7 @@ fn blocks(
             stops: if variant & 4 != 0 { &stops } else { &[] },
             counted: variant & 1 != 0,
             checked,
-            single_pass: false,
+            announced: Announced::default(),
             patched: if checked && variant & 8 != 0 { &patched } else { &[] },
         };
         let block = match catch_unwind(AssertUnwindSafe(|| Owned::of(&translator.block(&request))))

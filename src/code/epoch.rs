@@ -57,6 +57,13 @@ impl Participant {
     }
 }
 
+impl Pinned<'_> {
+    /// Is not pinned while `work` runs. What was looked up before may be gone afterwards.
+    pub(crate) fn unpinned<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        self.guard.repin_after(work)
+    }
+}
+
 impl Deref for Pinned<'_> {
     type Target = Guard;
 

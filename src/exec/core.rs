@@ -3,7 +3,7 @@
 
 use std::io;
 
-use iced_x86::{CpuidFeature, FlowControl};
+use iced_x86::CpuidFeature;
 use smallvec::SmallVec;
 
 use super::code_pages::CodePages;
@@ -17,7 +17,7 @@ use super::vcpu_memory::{Door, PollCell};
 use crate::code::gate::Gates;
 use crate::code::sync::Arc;
 use crate::code::{Arena, CHUNK_BYTES, CodeCache, Figures, Full, Key, RegionId, Source};
-use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE, decoder};
+use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
 use crate::memory::{AccessError, AddressSpace, PageId};
 use crate::translate::{Extended, Leave, PatchedList, Request, Stub, Translator, patched};
 
@@ -128,7 +128,7 @@ impl Core {
     fn translate(&mut self, key: Key) -> Found {
         let Some(own) = self.memory.page_at(key.pc) else { return Found::Nothing };
         // A vCPU that has not heard of a new hook yet must not make a block of what it stands for.
-        if self.hooks.is_stop(key.pc) {
+        if self.hooks.is_breakpoint(key.pc) {
             return Found::Nothing;
         }
         // What only the run loop may pass is as good as not there.
@@ -188,7 +188,7 @@ impl Core {
                 stops: &stops,
                 counted: key.counted,
                 checked,
-                single_pass: self.hooks.has_block_hook(key.pc),
+                announced: self.hooks.announced(),
                 patched: &patched,
             });
             match next {
@@ -402,20 +402,6 @@ impl Core {
     /// any. A vCPU that is in one goes on until its end.
     pub(super) fn invalidate_block(&mut self, address: GuestAddress) -> bool {
         self.cache.invalidate_at(address, &[false, true])
-    }
-
-    /// If the block at `host` ends without a transfer of control: where, and where it starts.
-    pub(super) fn falls_through(&self, host: u64) -> Option<(GuestAddress, GuestAddress)> {
-        let located = self.cache.locate(host)?;
-        let (start, translated) = (located.block.key.pc, located.translated());
-        let bytes = translated.guest_bytes;
-        let last = translated.side_table.iter().rev().find(|entry| entry.guest < bytes)?;
-        let pc = start.wrapping_add(u64::from(last.guest));
-        let mut source = Vec::new();
-        self.memory.fetch(pc, 15, &mut source);
-        let instruction = decoder(&source, pc.0).decode();
-        let falls = instruction.flow_control() == FlowControl::Next;
-        falls.then_some((start.wrapping_add(u64::from(bytes)), start))
     }
 
     /// Retires all code and lifts all watches.

@@ -1,10 +1,9 @@
 //! Hooks: closures of the host that are called while guest code runs.
 //!
-//! * A *code hook* is called before each instruction of a range. The run loop executes them one by
-//!   one: no block has an instruction of such a range in it.
+//! * A *code hook* is called before each instruction of a range: blocks announce them (`announce`).
 //! * A *block hook* is called where control arrives in a range: by a branch, behind an instruction
 //!   that transfers control even if it did not, by falling in from outside, and where the host sets
-//!   RIP. Blocks end where a range begins, and nothing jumps to blocks in it but the run loop.
+//!   RIP. Blocks end where a range begins, and announce that control has arrived at their first instruction.
 //! * A *memory hook* is called before each access to a range. The pages are trapped in the window
 //!   ([`AddressSpace::set_traps`](crate::memory::AddressSpace::set_traps)), so that each access comes
 //!   to the run loop.
@@ -27,13 +26,12 @@ use std::ops::{Bound, RangeBounds};
 
 use smallvec::SmallVec;
 
-use super::exit::Exit;
+use super::announce::Place;
 use super::hook_context::{HookContext, MemoryAccess};
-use super::shared::{Running, Shared};
-use super::vcpu::Vcpu;
 use crate::code::sync::{Arc, AtomicBool, Mutex, Ordering, PoisonError};
 use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE};
 use crate::memory::MapError;
+use crate::translate::Announced;
 
 /// Names a hook, to remove it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,7 +72,7 @@ impl Span {
         Ok(Self { first: GuestAddress(first), last: GuestAddress(last) })
     }
 
-    fn contains(self, address: GuestAddress) -> bool {
+    pub(super) fn contains(self, address: GuestAddress) -> bool {
         (self.first..=self.last).contains(&address)
     }
 
@@ -95,11 +93,66 @@ impl Span {
 type CodeCall = dyn FnMut(&mut HookContext<'_>) + Send;
 pub(super) type MemoryCall = dyn FnMut(&MemoryAccess<'_>) + Send;
 
-/// A closure with its place. Calls clone the handle, so a table is never borrowed during one.
+/// A closure with its place.
 struct Hook<Call: ?Sized> {
     id: HookId,
     span: Span,
     closure: Arc<Closure<Call>>,
+}
+
+impl<Call: ?Sized> Clone for Hook<Call> {
+    fn clone(&self) -> Self {
+        Self { id: self.id, span: self.span, closure: Arc::clone(&self.closure) }
+    }
+}
+
+/// The hooks on code and on blocks. vCPUs have it too, so that it is never borrowed from under the lock while
+/// one of them is called.
+#[derive(Clone, Default)]
+pub(super) struct CodeHooks {
+    code: Vec<Hook<CodeCall>>,
+    blocks: Vec<Hook<CodeCall>>,
+    /// Their spans.
+    of_code: Vec<(GuestAddress, GuestAddress)>,
+    of_blocks: Vec<(GuestAddress, GuestAddress)>,
+}
+
+impl fmt::Debug for CodeHooks {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("CodeHooks")
+            .field("code", &self.of_code)
+            .field("blocks", &self.of_blocks)
+            .finish_non_exhaustive()
+    }
+}
+
+impl CodeHooks {
+    fn note_change(&mut self) {
+        let spans = |hooks: &[Hook<CodeCall>]| {
+            hooks.iter().map(|hook| (hook.span.first, hook.span.last)).collect()
+        };
+        (self.of_code, self.of_blocks) = (spans(&self.code), spans(&self.blocks));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.code.is_empty() && self.blocks.is_empty()
+    }
+
+    /// The closures to be called at `pc`, where control may have arrived, or just goes on.
+    pub(super) fn due(
+        &self,
+        pc: GuestAddress,
+        place: Place,
+        arrival: bool,
+    ) -> impl Iterator<Item = &Closure<CodeCall>> {
+        let blocks = self.blocks.iter().filter(move |hook| {
+            arrival && hook.span.contains(pc) && !place.continues(pc, hook.span)
+        });
+        let code = self.code.iter();
+        let code = code.filter(move |hook| hook.span.contains(pc) && !place.is_announced(pc));
+        blocks.chain(code).map(|hook| &*hook.closure)
+    }
 }
 
 /// What a hook calls, until it is removed.
@@ -128,8 +181,7 @@ impl<Call: ?Sized> Closure<Call> {
 pub(super) struct Hooks {
     next: u64,
     breakpoints: Vec<GuestAddress>,
-    code: Vec<Hook<CodeCall>>,
-    blocks: Vec<Hook<CodeCall>>,
+    on: Arc<CodeHooks>,
     memory: Vec<Hook<MemoryCall>>,
     /// There is a breakpoint, a code hook or a block hook.
     pub(super) on_code: bool,
@@ -137,13 +189,10 @@ pub(super) struct Hooks {
 
 impl fmt::Debug for Hooks {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let spans =
-            |hooks: &[Hook<CodeCall>]| hooks.iter().map(|hook| hook.span).collect::<Vec<_>>();
         formatter
             .debug_struct("Hooks")
             .field("breakpoints", &self.breakpoints)
-            .field("code", &spans(&self.code))
-            .field("blocks", &spans(&self.blocks))
+            .field("on", &self.on)
             .field("memory", &self.memory.iter().map(|hook| hook.span).collect::<Vec<_>>())
             .finish_non_exhaustive()
     }
@@ -161,7 +210,7 @@ impl Hooks {
         call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
     ) -> HookId {
         let id = self.new_id();
-        self.code.push(Hook { id, span, closure: Closure::new(call) });
+        Arc::make_mut(&mut self.on).code.push(Hook { id, span, closure: Closure::new(call) });
         self.note_change();
         id
     }
@@ -172,7 +221,7 @@ impl Hooks {
         call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
     ) -> HookId {
         let id = self.new_id();
-        self.blocks.push(Hook { id, span, closure: Closure::new(call) });
+        Arc::make_mut(&mut self.on).blocks.push(Hook { id, span, closure: Closure::new(call) });
         self.note_change();
         id
     }
@@ -190,11 +239,12 @@ impl Hooks {
 
     /// Takes a hook out: its span, and the closure, to be dropped by the caller.
     pub(super) fn remove(&mut self, id: HookId) -> Option<(Span, Removed)> {
-        let code = self.code.iter().position(|hook| hook.id == id).map(|at| self.code.remove(at));
-        let code = code.or_else(|| {
-            self.blocks.iter().position(|hook| hook.id == id).map(|at| self.blocks.remove(at))
+        let on = Arc::make_mut(&mut self.on);
+        let taken = [&mut on.code, &mut on.blocks].into_iter().find_map(|hooks| {
+            let at = hooks.iter().position(|hook| hook.id == id)?;
+            Some(hooks.remove(at))
         });
-        if let Some(hook) = code {
+        if let Some(hook) = taken {
             hook.closure.removed.store(true, Ordering::Release);
             self.note_change();
             return Some((hook.span, Removed::Code(hook.closure)));
@@ -221,34 +271,36 @@ impl Hooks {
     }
 
     fn note_change(&mut self) {
-        self.on_code =
-            !(self.breakpoints.is_empty() && self.code.is_empty() && self.blocks.is_empty());
+        Arc::make_mut(&mut self.on).note_change();
+        self.on_code = !(self.breakpoints.is_empty() && self.on.is_empty());
+    }
+
+    /// The hooks on code and on blocks.
+    pub(super) fn on(&self) -> &Arc<CodeHooks> {
+        &self.on
+    }
+
+    /// What of the guest's code blocks are to announce.
+    pub(super) fn announced(&self) -> Announced<'_> {
+        Announced { instructions: &self.on.of_code, arrivals: &self.on.of_blocks }
     }
 
     /// Whether only the run loop may pass the instruction at `pc`.
-    pub(super) fn is_stop(&self, pc: GuestAddress) -> bool {
-        self.is_breakpoint(pc) || self.code.iter().any(|hook| hook.span.contains(pc))
-    }
-
-    fn is_breakpoint(&self, pc: GuestAddress) -> bool {
+    pub(super) fn is_breakpoint(&self, pc: GuestAddress) -> bool {
         self.breakpoints.binary_search(&pc).is_ok()
-    }
-
-    pub(super) fn has_block_hook(&self, pc: GuestAddress) -> bool {
-        self.blocks.iter().any(|hook| hook.span.contains(pc))
     }
 
     /// Whether translated code may jump to the block at `pc`.
     pub(super) fn allow_jump(&self, pc: GuestAddress) -> bool {
-        !self.on_code || !(self.is_stop(pc) || self.has_block_hook(pc))
+        !self.on_code || !self.is_breakpoint(pc)
     }
 
-    /// How many bytes from `pc` on, which is no stop, a block may be made of.
+    /// How many bytes from `pc` on, which is no breakpoint, a block may be made of.
     pub(super) fn room(&self, pc: GuestAddress) -> u64 {
         if !self.on_code {
             return u64::MAX;
         }
-        let spans = self.code.iter().chain(&self.blocks).map(|hook| hook.span.first);
+        let spans = self.on.of_blocks.iter().map(|(first, _)| *first);
         let ends = spans.chain(self.breakpoints.iter().copied()).filter(|&end| end > pc);
         ends.map(|end| end.0 - pc.0).min().unwrap_or(u64::MAX)
     }
@@ -272,17 +324,6 @@ impl Hooks {
         let due = self.memory.iter().filter(|hook| hook.span.touches(address, size));
         due.map(|hook| Arc::clone(&hook.closure)).collect()
     }
-
-    /// The closures to be called at `pc`.
-    fn due(&self, pc: GuestAddress, place: Place) -> SmallVec<[Arc<Closure<CodeCall>>; 1]> {
-        let continues =
-            |span: Span| place.at == pc && place.from.is_some_and(|from| span.contains(from));
-        let blocks =
-            self.blocks.iter().filter(|hook| hook.span.contains(pc) && !continues(hook.span));
-        let code =
-            self.code.iter().filter(|hook| hook.span.contains(pc) && place.announced != Some(pc));
-        blocks.chain(code).map(|hook| Arc::clone(&hook.closure)).collect()
-    }
 }
 
 /// A closure that is no hook any more.
@@ -294,94 +335,5 @@ pub(super) enum Removed {
 impl Removed {
     pub(super) fn is_memory(&self) -> bool {
         matches!(self, Self::Memory(_))
-    }
-}
-
-/// What a vCPU knows of how it came to RIP.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Place {
-    /// Hooks of the instruction here have been called; it is not done yet.
-    announced: Option<GuestAddress>,
-    /// If RIP is this …
-    at: GuestAddress,
-    /// … control came there without a branch from the block or the instruction here, or, if both are
-    /// the same, has been announced.
-    from: Option<GuestAddress>,
-}
-
-impl Place {
-    /// Control came to `at` from the instruction before, in the block at `from`.
-    pub(super) fn inside(&mut self, at: GuestAddress, from: GuestAddress) {
-        (self.at, self.from) = (at, Some(from));
-    }
-
-    /// Control came to RIP by a branch, or nobody knows how.
-    pub(super) fn elsewhere(&mut self) {
-        self.from = None;
-    }
-
-    /// Forgets what is not about RIP: the host may have moved it.
-    fn forget_others(&mut self, pc: GuestAddress) {
-        self.announced = self.announced.filter(|&announced| announced == pc);
-        self.from = self.from.filter(|_| self.at == pc);
-    }
-
-    /// The instruction that was announced is done.
-    pub(super) fn done(&mut self) {
-        self.announced = None;
-    }
-}
-
-/// What is to be done at RIP.
-pub(super) enum Met {
-    /// Whatever would be done.
-    Nothing,
-    /// The instruction is to be stepped.
-    Stop,
-    /// A hook moved RIP.
-    Moved,
-    Exit(Exit),
-}
-
-impl Vcpu {
-    /// Looks for breakpoints and calls hooks at RIP, without the lock. The breakpoint at `passing` is
-    /// passed.
-    pub(super) fn meet(
-        &mut self,
-        shared: &Shared,
-        running: &mut Running<'_>,
-        passing: Option<GuestAddress>,
-    ) -> Met {
-        let pc = self.pc;
-        self.place.forget_others(pc);
-        if passing != Some(pc) && running.core().hooks.is_breakpoint(pc) {
-            return Met::Exit(Exit::Breakpoint);
-        }
-        let due = running.core().hooks.due(pc, self.place);
-        if !due.is_empty() {
-            running.release();
-            self.place = Place { announced: Some(pc), at: pc, from: Some(pc) };
-            let mut context = HookContext { vcpu: self, shared, stop: false };
-            for closure in due {
-                closure.with(|call| call(&mut context));
-            }
-            if context.stop {
-                return Met::Exit(Exit::Stopped);
-            }
-        }
-        if self.pc != pc {
-            return Met::Moved;
-        }
-        if running.core().hooks.is_stop(pc) { Met::Stop } else { Met::Nothing }
-    }
-
-    /// Notes how control came to RIP by the instruction at `before`, the last one that was stepped.
-    pub(super) fn note_step(&mut self, before: GuestAddress) {
-        self.place.done();
-        if self.falls_to == Some(self.pc) {
-            self.place.inside(self.pc, before);
-        } else {
-            self.place.elsewhere();
-        }
     }
 }

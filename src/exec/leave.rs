@@ -4,6 +4,7 @@
 
 use iced_x86::Register;
 
+use super::announce::Place;
 use super::core::Core;
 use super::shared::Shared;
 use super::vcpu::{End, Fault, Handled, Vcpu, lost};
@@ -27,6 +28,7 @@ impl Vcpu {
         match exit.leave {
             Leave::Next { target } => {
                 self.pc = target;
+                self.place.inside(target, pc);
                 Handled::End(End::Go)
             }
             Leave::Assist { at } => {
@@ -34,6 +36,7 @@ impl Vcpu {
                 self.leave_within(at, (pc, done), left, counted);
                 Handled::End(End::Step)
             }
+            Leave::Announce { .. } => Handled::End(self.back_out(core, counted)),
             Leave::Changed => {
                 let key = located.block.key;
                 // At its entry it was invalidated already, and may be valid again by now. A jump may
@@ -44,7 +47,9 @@ impl Vcpu {
                 }
                 self.pc = pc;
                 // Others were executed before one that a jump has led to.
-                self.within = (host == self.first).then_some((pc, 0));
+                if host != self.first {
+                    self.place.elsewhere();
+                }
                 let wanted = !self.gate.is_requested() && !self.on_code;
                 match wanted.then(|| core.find_to_jump(key)).flatten() {
                     Some(next) => {
@@ -56,6 +61,7 @@ impl Vcpu {
             }
             Leave::Direct { target, patch } => {
                 self.pc = target;
+                self.place.elsewhere();
                 if self.gate.is_requested() {
                     return Handled::End(End::Go);
                 }
@@ -82,7 +88,8 @@ impl Vcpu {
         }
     }
 
-    /// The block that was left at an indirect branch does not go on: the branch is still to be done.
+    /// The block that was left at an indirect branch, or where it has announced an instruction, does not go on:
+    /// that is still to be done.
     pub(super) fn back_out(&mut self, core: &Core, counted: bool) -> End {
         let address = self.memory.block().exit_address;
         let located = core.cache.locate(address - 1);
@@ -90,8 +97,14 @@ impl Vcpu {
             let exit = located.translated().exit(located.offset + 1).copied()?;
             Some((located, exit))
         });
-        let Some((located, Exit { leave: Leave::Indirect { branch }, offset })) = exit else {
-            return End::Exit(lost("a block is left at no branch"));
+        let (located, branch, offset) = match exit {
+            Some((located, Exit { leave: Leave::Indirect { branch }, offset })) => {
+                (located, branch, offset)
+            }
+            Some((located, Exit { leave: Leave::Announce { at }, offset })) => {
+                (located, at, offset)
+            }
+            _ => return End::Exit(lost("a block is left at no branch")),
         };
         let (pc, translated) = (located.block.key.pc, located.translated());
         // A block that just goes on elsewhere has nothing left to do.
@@ -101,8 +114,14 @@ impl Vcpu {
             Some(done) => {
                 let left = translated.instructions - done;
                 self.leave_within(branch, (pc, done), left, counted);
+                if translated.is_announced(branch, offset) {
+                    self.place = Place::told(branch);
+                }
             }
-            None => self.pc = branch,
+            None => {
+                self.pc = branch;
+                self.place.elsewhere();
+            }
         }
         End::Step
     }
@@ -117,7 +136,11 @@ impl Vcpu {
         counted: bool,
     ) {
         self.pc = at;
-        self.within = Some(within);
+        // Before the first instruction nothing has changed.
+        let (block, done) = within;
+        if done > 0 {
+            self.place.inside(at, block);
+        }
         if counted {
             self.memory.block_mut().budget += i64::from(left);
         }
@@ -132,7 +155,7 @@ impl Vcpu {
         counted: bool,
     ) -> bool {
         let target = self.memory.block().target;
-        if self.on_code || !is_canonical(target) || self.gate.is_requested() {
+        if !is_canonical(target) || self.gate.is_requested() {
             return false;
         }
         let key = Key { pc: GuestAddress(target), counted };
@@ -253,7 +276,14 @@ impl Vcpu {
         let refund = translated.instructions - entry.index;
         let Key { pc: block, counted } = located.block.key;
         self.pc = block.wrapping_add(u64::from(entry.guest));
-        self.within = Some((block, entry.index));
+        if entry.index > 0 {
+            self.place.inside(self.pc, block);
+        }
+        let purpose = entry.recovery.purpose;
+        let before = matches!(purpose, Purpose::Budget | Purpose::Calm);
+        if !before && translated.is_announced(self.pc, located.offset) {
+            self.place = Place::told(self.pc);
+        }
         self.recover(entry.recovery);
         if counted {
             self.memory.block_mut().budget += i64::from(refund);

@@ -7,6 +7,7 @@
 //! ordinary way out. `step` executes a single instruction, by whatever means that takes.
 
 mod access;
+mod announce;
 mod assist;
 mod bounce;
 mod code_pages;

@@ -17,9 +17,10 @@ use std::cell::Cell;
 use std::io;
 use std::sync::LazyLock;
 
-use super::core::{Core, Found};
+use super::announce::{Met, Place};
+use super::core::Found;
 use super::exit::{Exit, vector};
-use super::hooks::{Met, Place};
+use super::hooks::CodeHooks;
 use super::kick::Kick;
 use super::shared::{Locked, Running, Shared};
 use super::vcpu_memory::{PollCell, VcpuMemory};
@@ -70,9 +71,8 @@ pub struct Vcpu {
     pub(super) falls_to: Option<GuestAddress>,
     /// How control came to `pc`; kept up to date where there are code or block hooks.
     pub(super) place: Place,
-    /// If the code cache was last left inside of a block: its address, and how many of its instructions
-    /// were done.
-    pub(super) within: Option<(GuestAddress, u16)>,
+    /// The hooks on code and on blocks that there were then.
+    pub(super) hooks: Arc<CodeHooks>,
     /// Host address of the block by which the code cache was last entered.
     pub(super) first: u64,
     /// The x87 unit notes addresses of operands only of instructions with an unmasked exception.
@@ -141,7 +141,7 @@ impl Vcpu {
             bytes: Vec::new(),
             falls_to: None,
             place: Place::default(),
-            within: None,
+            hooks: Arc::default(),
             first: 0,
             notes_exceptions_only: notes_exceptions_only(),
             retried: None,
@@ -318,6 +318,7 @@ impl Vcpu {
             self.reset_jump_cache();
             let core = running.core();
             self.on_code = core.hooks.on_code;
+            self.hooks = Arc::clone(core.hooks.on());
             self.memory.block_mut().need(core.extended);
             self.generation = generation;
         }
@@ -363,7 +364,7 @@ impl Vcpu {
         left: &mut Option<u64>,
     ) -> End {
         let key = Key { pc: self.pc, counted: left.is_some() };
-        let pinned = participant.pin();
+        let mut pinned = participant.pin();
         let found = shared.lookups.find(key, &pinned).map(Found::At);
         let host = match found.unwrap_or_else(|| running.core().find_or_translate(key)) {
             Found::At(host) => host,
@@ -376,18 +377,16 @@ impl Vcpu {
                 return End::Go;
             }
         };
-        let falls = if self.on_code { self.falls(running.core(), host) } else { None };
         let block = self.memory.block_mut();
         block.entry = host;
         block.budget = left.unwrap_or(0) as i64;
-        self.within = None;
         self.first = host;
         let mut resumes = false;
         let end = loop {
             if !self.enter(shared, running) {
                 break if resumes { self.back_out(running.core(), key.counted) } else { End::Go };
             }
-            match self.handle(shared, &pinned, running, key.counted) {
+            match self.handle(shared, &mut pinned, running, key.counted) {
                 Handled::Start => resumes = false,
                 Handled::Resume => resumes = true,
                 Handled::End(end) => break end,
@@ -398,15 +397,7 @@ impl Vcpu {
             self.executed += *left - now;
             *left = now;
         }
-        if self.on_code {
-            self.note_blocks(falls);
-        }
         end
-    }
-
-    /// See [`Self::note_blocks`].
-    fn falls(&self, core: &Core, host: u64) -> Option<(GuestAddress, GuestAddress)> {
-        if core.hooks.has_block_hook(self.pc) { core.falls_through(host) } else { None }
     }
 
     /// Runs translated code from `block.entry` until it leaves, without the lock. Does nothing if code
@@ -428,7 +419,7 @@ impl Vcpu {
     fn handle(
         &mut self,
         shared: &Shared,
-        pinned: &Pinned<'_>,
+        pinned: &mut Pinned<'_>,
         running: &mut Running<'_>,
         counted: bool,
     ) -> Handled {
@@ -438,7 +429,11 @@ impl Vcpu {
             Stub::Target => {
                 self.pc = GuestAddress(block.target);
                 self.drop_target(block.target);
+                self.place.elsewhere();
                 Handled::End(End::Go)
+            }
+            stub @ (Stub::Arrival | Stub::Instruction) => {
+                self.announced(shared, pinned, running, counted, stub == Stub::Arrival)
             }
             Stub::Halt if self.passes_at_once(counted) => Handled::End(End::Exit(Exit::Halt)),
             Stub::SystemCall if self.passes_at_once(counted) => {
@@ -447,19 +442,6 @@ impl Vcpu {
             }
             Stub::Indirect if self.resolve_at_once(shared, pinned, counted) => Handled::Resume,
             _ => self.left(running.core(), counted),
-        }
-    }
-
-    /// Notes how control came to RIP when the code cache was left. The block that was entered first is
-    /// the only one in the range of a block hook, and `falls` is where it may have ended without a
-    /// transfer of control, and where it starts.
-    fn note_blocks(&mut self, falls: Option<(GuestAddress, GuestAddress)>) {
-        match (self.within, falls) {
-            // Before the block's first instruction nothing has changed.
-            (Some((_, 0)), _) => {}
-            (Some((block, _)), _) => self.place.inside(self.pc, block),
-            (None, Some((end, start))) if end == self.pc => self.place.inside(end, start),
-            _ => self.place.elsewhere(),
         }
     }
 }

@@ -29,11 +29,16 @@ pub enum Stub {
     /// … or to SYSCALL, with the address behind it in the block's slot for targets, so that it can be
     /// done without a look at it.
     SystemCall,
+    /// Control has arrived at the block's first instruction, whose address is in the slot for targets, and
+    /// goes on behind the call once that was told: [`Leave::Announce`].
+    Arrival,
+    /// The same for any instruction.
+    Instruction,
 }
 
 impl Stub {
     /// All of them, in order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Direct,
         Self::Indirect,
         Self::Next,
@@ -42,6 +47,8 @@ impl Stub {
         Self::Changed,
         Self::Halt,
         Self::SystemCall,
+        Self::Arrival,
+        Self::Instruction,
     ];
 }
 
@@ -68,6 +75,11 @@ pub enum Leave {
     },
     /// The instruction at `at` is the run loop's business.
     Assist {
+        /// Its address.
+        at: GuestAddress,
+    },
+    /// The instruction at `at` comes next, and somebody wants to know.
+    Announce {
         /// Its address.
         at: GuestAddress,
     },
@@ -223,6 +235,13 @@ impl<'a> TranslatedBlock<'a> {
     #[must_use]
     pub fn x87_opcode(&self, guest: u32) -> Option<X87Opcode> {
         self.x87_opcodes.iter().find(|opcode| opcode.at == guest).copied()
+    }
+
+    /// Whether the instruction at `at` was announced before the code at this offset.
+    #[must_use]
+    pub fn is_announced(&self, at: GuestAddress, offset: u32) -> bool {
+        let before = self.exits.iter().take_while(|exit| exit.offset <= offset);
+        before.clone().any(|exit| exit.leave == Leave::Announce { at })
     }
 
     /// The way out whose `call` returns to this offset.

@@ -66,11 +66,20 @@ pub struct Request<'a> {
     pub counted: bool,
     /// The block compares its source bytes before it runs and ends after each store.
     pub checked: bool,
-    /// A block that is a loop of its own is left by each pass.
-    pub single_pass: bool,
+    /// What somebody wants to know of.
+    pub announced: Announced<'a>,
     /// Immediates that are read when their instructions run and not compared before, of what [`patchable`]
     /// gives; for blocks that are `checked`.
     pub patched: &'a [Patched],
+}
+
+/// Ranges of guest addresses, first and last, and what of them is announced.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Announced<'a> {
+    /// Each instruction.
+    pub instructions: &'a [(GuestAddress, GuestAddress)],
+    /// Each arrival of control: blocks end where such a range begins.
+    pub arrivals: &'a [(GuestAddress, GuestAddress)],
 }
 
 /// See the file's head.
@@ -107,6 +116,8 @@ struct Work<'a> {
     /// A poll was emitted before the instruction before the one in hand.
     polled: bool,
     extended: Extended,
+    /// It has announced something.
+    announces: bool,
 }
 
 /// Whether the block goes on.
@@ -140,8 +151,15 @@ impl Translator {
         let mut emitter = std::mem::take(&mut self.emitter);
         emitter.clear();
         self.known = Known::default();
-        let extended = Extended::Nothing;
-        let mut work = Work { request, emitter, done: 0, count: 0, polled: false, extended };
+        let mut work = Work {
+            request,
+            emitter,
+            done: 0,
+            count: 0,
+            polled: false,
+            extended: Extended::Nothing,
+            announces: false,
+        };
         if !request.checked {
             work.emitter.entry();
         }
@@ -201,7 +219,7 @@ impl Translator {
             let stop = work.done > 0 && (pc < request.span.0 || pc > request.span.1);
             let stop = stop || work.count == MOST_INSTRUCTIONS;
             if stop || (work.done > 0 && request.stops.binary_search(&pc).is_ok()) {
-                self.go_on(work, pc);
+                self.fall_through(work, pc);
                 return false;
             }
             if request.stops.binary_search(&pc).is_ok() {
@@ -211,7 +229,7 @@ impl Translator {
             decoder.decode_out(&mut instruction);
             if decoder.last_error() == DecoderError::NoMoreBytes {
                 if work.done > 0 {
-                    self.go_on(work, pc)
+                    self.fall_through(work, pc)
                 } else {
                     work.assist()
                 }
@@ -223,10 +241,26 @@ impl Translator {
             }
             if request.checked && self.stores(&instruction) {
                 let pc = work.pc();
-                self.go_on(work, pc);
+                self.fall_through(work, pc);
                 return false;
             }
         }
+    }
+
+    /// Goes on at `pc`, where control would have come without a block's end. That is no arrival for whoever
+    /// has heard of the block's own, so that the run loop has to see to it.
+    fn fall_through(&mut self, work: &mut Work<'_>, pc: GuestAddress) {
+        let start = work.request.pc;
+        if work
+            .request
+            .announced
+            .arrivals
+            .iter()
+            .any(|span| is_in(*span, start) && is_in(*span, pc))
+        {
+            return work.emitter.leave(Stub::Next, Leave::Next { target: pc });
+        }
+        self.go_on(work, pc);
     }
 
     fn instruction(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Flow {
@@ -238,10 +272,14 @@ impl Translator {
         // Between an instruction that sets flags and its branch, a poll would keep them from being
         // executed as one.
         let poll = class == Class::Plain && work.is_backward_branch(start + instruction.len());
+        let mark = work.emitter.mark();
+        if work.announce() {
+            // Whoever is told may change registers.
+            self.known = Known::default();
+        }
         if poll {
             work.emitter.poll();
         }
-        let mark = work.emitter.mark();
         let mut flow = Flow::Next;
         let result = match class {
             Class::Plain => self.plain(work, instruction, bytes),
@@ -280,7 +318,8 @@ impl Translator {
             (Ok(()), Flow::Next) => work.pass(instruction),
             (Ok(()), Flow::End) => {}
             (Err(NeedsAssist), _) => {
-                // What was emitted before that was known may have borrowed registers.
+                // What was emitted before that was known may have borrowed registers. The run loop announces
+                // what it executes.
                 work.emitter.rewind(&mark);
                 work.assist_to(instruction);
                 work.done += instruction.len() as u32;
@@ -317,7 +356,33 @@ impl Translator {
     }
 }
 
+impl Request<'_> {
+    /// Whether the block's first instruction is announced as one at which control arrives.
+    fn announces_arrival(&self) -> bool {
+        self.announced.arrivals.iter().any(|span| is_in(*span, self.pc))
+    }
+}
+
+fn is_in((first, last): (GuestAddress, GuestAddress), address: GuestAddress) -> bool {
+    (first..=last).contains(&address)
+}
+
 impl Work<'_> {
+    /// Announces the next instruction to whoever wants to know; whether anybody does.
+    fn announce(&mut self) -> bool {
+        let (at, announced) = (self.pc(), self.request.announced);
+        let stub = match self.done {
+            0 if self.request.announces_arrival() => Stub::Arrival,
+            _ if announced.instructions.iter().any(|span| is_in(*span, at)) => Stub::Instruction,
+            _ => return false,
+        };
+        self.emitter.constant(emit::FREE, at.0);
+        self.emitter.store(at::TARGET, emit::FREE);
+        self.emitter.leave(stub, Leave::Announce { at });
+        self.announces = true;
+        true
+    }
+
     /// The address of the next instruction.
     fn pc(&self) -> GuestAddress {
         self.request.pc.wrapping_add(u64::from(self.done))
@@ -366,10 +431,7 @@ impl Work<'_> {
 
     /// Whether the block's body may be emitted once more, as a loop.
     fn may_repeat(&self) -> bool {
-        !self.request.counted
-            && !self.request.checked
-            && !self.request.single_pass
-            && self.count > 1
+        !self.request.counted && !self.request.checked && !self.announces && self.count > 1
     }
 
     /// Puts what was emitted behind an entry that leaves with [`Stub::Changed`] unless the source bytes

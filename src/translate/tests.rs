@@ -4,7 +4,7 @@
 use iced_x86::code_asm::*;
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
 
-use super::{Patched, Request, Translator, patchable, patched};
+use super::{Announced, Patched, Request, Translator, patchable, patched};
 use crate::guest::GuestAddress;
 
 const PC: GuestAddress = GuestAddress(0x40_1000);
@@ -28,7 +28,7 @@ fn translate_patched(code: &[u8], patched: &[Patched]) -> Vec<u8> {
         stops: &[],
         counted: false,
         checked: !patched.is_empty(),
-        single_pass: false,
+        announced: Announced::default(),
         patched,
     };
     Translator::new(46).block(&request).code.to_vec()

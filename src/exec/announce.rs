@@ -1,0 +1,163 @@
+//! Where hooks on code and on blocks are called: by the run loop before what it executes, and where translated
+//! code *announces* what comes next, by a call of [`Stub::Arrival`] or [`Stub::Instruction`] before the
+//! instruction. The block goes on behind that call, if nobody has changed anything but registers meanwhile.
+//!
+//! Nothing is told twice: what has been announced and not been executed yet is in [`Place`], which the next
+//! announcement takes.
+//!
+//! [`Stub::Arrival`]: crate::translate::Stub::Arrival
+//! [`Stub::Instruction`]: crate::translate::Stub::Instruction
+
+use super::exit::Exit;
+use super::hook_context::HookContext;
+use super::hooks::Span;
+use super::shared::{Running, Shared};
+use super::vcpu::{End, Handled, Vcpu};
+use crate::code::Pinned;
+use crate::code::sync::Arc;
+use crate::guest::GuestAddress;
+
+/// What a vCPU knows of how it came to RIP.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Place {
+    /// Hooks of the instruction here have been called; it is not done yet.
+    announced: Option<GuestAddress>,
+    /// If RIP is this …
+    at: GuestAddress,
+    /// … control came there without a branch from the block or the instruction here, or, if both are
+    /// the same, has been announced.
+    from: Option<GuestAddress>,
+}
+
+impl Place {
+    /// Control came to `at` from the instruction before, in the block at `from`.
+    pub(super) fn inside(&mut self, at: GuestAddress, from: GuestAddress) {
+        (self.at, self.from) = (at, Some(from));
+    }
+
+    /// Control came to RIP by a branch, or nobody knows how.
+    pub(super) fn elsewhere(&mut self) {
+        self.from = None;
+    }
+
+    /// The instruction at `at` has been announced, and control there too.
+    pub(super) fn told(at: GuestAddress) -> Self {
+        Self { announced: Some(at), at, from: Some(at) }
+    }
+
+    /// Whether hooks of the instruction at `pc` have been called.
+    pub(super) fn is_announced(self, pc: GuestAddress) -> bool {
+        self.announced == Some(pc)
+    }
+
+    /// Whether control came to `pc` from inside of a span without a branch, or has been announced.
+    pub(super) fn continues(self, pc: GuestAddress, span: Span) -> bool {
+        self.at == pc && self.from.is_some_and(|from| span.contains(from))
+    }
+
+    /// Forgets what is not about RIP: the host may have moved it.
+    fn forget_others(&mut self, pc: GuestAddress) {
+        self.announced = self.announced.filter(|&announced| announced == pc);
+        self.from = self.from.filter(|_| self.at == pc);
+    }
+
+    /// The instruction that was announced is done.
+    pub(super) fn done(&mut self) {
+        self.announced = None;
+    }
+}
+
+/// What is to be done at RIP.
+pub(super) enum Met {
+    /// Whatever would be done.
+    Nothing,
+    /// The instruction is to be stepped.
+    Stop,
+    /// A hook moved RIP.
+    Moved,
+    Exit(Exit),
+}
+
+impl Vcpu {
+    /// Looks for breakpoints and calls hooks at RIP, without the lock. The breakpoint at `passing` is
+    /// passed.
+    pub(super) fn meet(
+        &mut self,
+        shared: &Shared,
+        running: &mut Running<'_>,
+        passing: Option<GuestAddress>,
+    ) -> Met {
+        let pc = self.pc;
+        self.place.forget_others(pc);
+        let breakpoint = running.core().hooks.is_breakpoint(pc);
+        if passing != Some(pc) && breakpoint {
+            return Met::Exit(Exit::Breakpoint);
+        }
+        if self.hooks.due(pc, self.place, true).next().is_some() {
+            running.release();
+            if self.tell(shared, pc, true) {
+                return Met::Exit(Exit::Stopped);
+            }
+        }
+        if self.pc != pc {
+            return Met::Moved;
+        }
+        if breakpoint { Met::Stop } else { Met::Nothing }
+    }
+
+    /// A block announces the instruction whose address is in the slot for targets: it goes on behind the
+    /// call, or is left there.
+    pub(super) fn announced(
+        &mut self,
+        shared: &Shared,
+        pinned: &mut Pinned<'_>,
+        running: &mut Running<'_>,
+        counted: bool,
+        arrival: bool,
+    ) -> Handled {
+        let pc = GuestAddress(self.memory.block().target);
+        self.pc = pc;
+        self.place.forget_others(pc);
+        let stop = pinned.unpinned(|| self.tell(shared, pc, arrival));
+        let goes_on = self.pc == pc && !stop && !self.trap && !self.gate.is_requested();
+        if goes_on {
+            // Until now the block has told all that there is to tell.
+            self.place = Place::default();
+            let block = self.memory.block_mut();
+            block.entry = block.exit_address;
+            return Handled::Resume;
+        }
+        let moved = Some(self.pc).filter(|now| *now != pc);
+        let end = self.back_out(running.core(), counted);
+        if let Some(now) = moved {
+            self.pc = now;
+            self.place.elsewhere();
+        }
+        Handled::End(match end {
+            End::Exit(exit) => End::Exit(exit),
+            _ if stop => End::Exit(Exit::Stopped),
+            _ => End::Go,
+        })
+    }
+
+    /// Calls the hooks that are due at `pc`; whether one wants the run to end.
+    fn tell(&mut self, shared: &Shared, pc: GuestAddress, arrival: bool) -> bool {
+        let place = std::mem::replace(&mut self.place, Place::told(pc));
+        let hooks = Arc::clone(&self.hooks);
+        let mut context = HookContext { vcpu: self, shared, stop: false };
+        for closure in hooks.due(pc, place, arrival) {
+            closure.with(|call| call(&mut context));
+        }
+        context.stop
+    }
+
+    /// Notes how control came to RIP by the instruction at `before`, the last one that was stepped.
+    pub(super) fn note_step(&mut self, before: GuestAddress) {
+        self.place.done();
+        if self.falls_to == Some(self.pc) {
+            self.place.inside(self.pc, before);
+        } else {
+            self.place.elsewhere();
+        }
+    }
+}
