@@ -44,7 +44,8 @@ fn a_code_hook_sees_each_instruction_of_its_range_once() {
     let expected: Vec<u64> =
         [0].into_iter().chain(pass).chain(pass).chain(pass).chain([13]).collect();
     assert_eq!(all.take(), expected);
-    for budget in 1..4 {
+    // Some of them are stepped.
+    for budget in [1, 2, 3, 8, 9, 10, 13] {
         guest.vcpu.set_rip(GuestAddress(CODE));
         while guest.vcpu.run(Some(budget)) == Exit::Budget {}
         assert_eq!(all.take(), expected, "in pieces of {budget}");
@@ -82,6 +83,39 @@ fn a_hook_that_stops_does_so_once_at_its_instruction() {
     }
     assert_eq!(guest.vcpu.run(None), Exit::Halt);
     assert_eq!(others.take(), [11, 13]);
+}
+
+#[test]
+fn what_a_stop_leaves_is_not_taken_off_the_budget() {
+    let mut guest = counter(3);
+    let place = GuestAddress(CODE + 9);
+    guest.machine.hook_code(place..=place, |context| context.stop()).unwrap();
+    guest.vcpu.set_rip(GuestAddress(CODE));
+    for executed in [3, 7, 11] {
+        assert_eq!(guest.vcpu.run(Some(1000)), Exit::Stopped);
+        assert_eq!(guest.vcpu.executed(), executed);
+    }
+    assert_eq!((guest.vcpu.run(Some(1000)), guest.vcpu.executed()), (Exit::Halt, 14));
+}
+
+#[test]
+fn a_hook_that_moves_a_pointer_out_of_reach_moves_no_access_there() {
+    let mut guest = guest(|a| {
+        a.mov(rax, ptr(rbx)).unwrap();
+        a.nop().unwrap();
+        a.mov(rcx, ptr(rbx + 8)).unwrap();
+        a.hlt().unwrap();
+    });
+    let place = GuestAddress(CODE + 3);
+    for far in [1 << 41, 1 << 45, 1 << 62, u64::MAX] {
+        let hook = guest.machine.hook_code(place..=place, move |context| context.set_gpr(RBX, far));
+        guest.vcpu.set_gpr(RBX, DATA);
+        guest.vcpu.set_rip(GuestAddress(CODE));
+        let exit = guest.vcpu.run(None);
+        assert!(matches!(exit, Exit::Exception { vector: 13 | 14, .. }), "{far:#x}: {exit:?}");
+        assert_eq!(guest.vcpu.rip(), GuestAddress(CODE + 4), "{far:#x}");
+        assert!(guest.machine.remove_hook(hook.unwrap()));
+    }
 }
 
 #[test]
