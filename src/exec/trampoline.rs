@@ -6,7 +6,10 @@
 //! host's and returns from `enter`.
 //!
 //! Of the guest's extended state as much is loaded and saved as its code needs ([`Extended`]); of the host's
-//! nothing but the control words, since the ABI lets a callee lose the rest. PKRU stays the host's.
+//! nothing but the control words, since the ABI lets a callee lose the rest. PKRU stays the host's. GS has the
+//! guest's base until the run ends, unless the host has one of its own ([`HostBase`]).
+//!
+//! [`HostBase`]: super::vcpu_memory::HostBase
 #![allow(clippy::useless_conversion, reason = "`dynasm!` converts numbers of registers")]
 
 use dynasmrt::x64::X64Relocation;
@@ -66,12 +69,14 @@ fn emit_enter(code: &mut Code) -> usize {
         ; push r13
         ; push r14
         ; push r15
-        ; rdgsbase rax
-        ; mov [rdi + at::HOST_GS_BASE], rax
         ; mov [rdi + at::HOST_RSP], rsp
         ; mov rsp, rdi
         ; mov rax, [rsp + at::WINDOW]
+        ; rdgsbase rcx
+        ; cmp rax, rcx
+        ; je ->based
         ; wrgsbase rax
+        ; ->based:
         ; cmp BYTE [rsp + at::EXTENDED], Extended::Sse as i8
         ; jb ->loaded
         ; stmxcsr [rsp + at::HOST_CONTROLS]
@@ -176,7 +181,10 @@ fn emit_exit(code: &mut Code) {
         ; ldmxcsr [rsp + at::HOST_CONTROLS]
         ; ->saved:
         ; mov rax, [rsp + at::HOST_GS_BASE]
+        ; test rax, rax
+        ; jz ->unbased
         ; wrgsbase rax
+        ; ->unbased:
         ; mov rsp, [rsp + at::HOST_RSP]
         ; pop r15
         ; pop r14

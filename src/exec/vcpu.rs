@@ -23,7 +23,7 @@ use super::exit::{Exit, vector};
 use super::hooks::CodeHooks;
 use super::kick::Kick;
 use super::shared::{Locked, Running, Shared};
-use super::vcpu_memory::{PollCell, VcpuMemory};
+use super::vcpu_memory::{HostBase, PollCell, VcpuMemory};
 use crate::code::gate::Gate;
 use crate::code::sync::{Arc, yield_now};
 use crate::code::{Key, Participant, Pinned};
@@ -245,7 +245,9 @@ impl Vcpu {
         let shared = Arc::clone(&self.shared);
         let participant = self.participant.take();
         let mut participant = participant.unwrap_or_else(|| shared.epoch.participant());
+        let base = HostBase::note(&mut self.memory);
         let exit = self.run_as(&shared, &mut participant, budget);
+        drop(base);
         self.participant = Some(participant);
         exit
     }

@@ -45,6 +45,37 @@ impl Door {
     }
 }
 
+/// The GS base that this thread had, which it has again when this is dropped. In between it may be a guest's,
+/// whose window it costs as much to change to as all registers together; a host that uses none does not notice.
+#[derive(Debug)]
+pub(super) struct HostBase(u64);
+
+impl HostBase {
+    /// Notes it, for those who enter guest code by `memory` too.
+    pub(super) fn note(memory: &mut VcpuMemory) -> Self {
+        let base = gs_base();
+        memory.block_mut().host_gs_base = base;
+        Self(base)
+    }
+}
+
+impl Drop for HostBase {
+    fn drop(&mut self) {
+        if gs_base() != self.0 {
+            // SAFETY: nothing of this program is reached by way of GS but guest memory, in translated code,
+            // which sets it; and this is what whoever else uses it had there.
+            unsafe { std::arch::asm!("wrgsbase {}", in(reg) self.0, options(nostack, nomem)) };
+        }
+    }
+}
+
+fn gs_base() -> u64 {
+    let base;
+    // SAFETY: reads a register; machines are not made where user code may not.
+    unsafe { std::arch::asm!("rdgsbase {}", out(reg) base, options(nostack, nomem)) };
+    base
+}
+
 /// The pages themselves.
 #[derive(Debug)]
 struct Pages {
