@@ -96,6 +96,7 @@ fn blocks(
         let page = pc.page_start();
         let stops = [pc.wrapping_add(20)];
         let checked = variant & 2 != 0 && pc.0 < 1 << bits;
+        let part = [(pc.wrapping_add(pc.0 % 16), pc.wrapping_add(40))];
         let patched = patchable(&source.code[done..], pc);
         let request = Request {
             pc,
@@ -104,7 +105,10 @@ fn blocks(
             stops: if variant & 4 != 0 { &stops } else { &[] },
             counted: variant & 1 != 0,
             checked,
-            announced: Announced::default(),
+            announced: Announced {
+                instructions: if variant & 48 == 16 { &part } else { &[] },
+                arrivals: if variant & 48 == 32 { &part } else { &[] },
+            },
             patched: if checked && variant & 8 != 0 { &patched } else { &[] },
         };
         let block = match catch_unwind(AssertUnwindSafe(|| Owned::of(&translator.block(&request))))
@@ -154,7 +158,7 @@ fn nothing_reaches_beyond_the_window_and_the_block() {
             break;
         }
         let source = sources_of.next(index);
-        let variant = sources_of.below(16);
+        let variant = sources_of.below(64);
         let which = sources_of.below(4) as usize;
         let translator = &mut translators[which];
         for block in blocks(translator, &source, (variant, bits[which]), &mut bad) {
@@ -173,6 +177,7 @@ fn nothing_reaches_beyond_the_window_and_the_block() {
     assert!(bad.is_empty(), "{} of {number} blocks are bad, first:{}", bad.len(), bad[0]);
     assert!(figures.probes * 2 < figures.window_accesses * 3, "addresses are known now and then");
     assert!(figures.strings > 0 && figures.exits > number, "everything is among them");
+    assert!(figures.announcements > number / 10, "blocks with hooks too");
     assert!(figures.loops > 100 && figures.facts_of_loops > 100, "loops without probes too");
 }
 

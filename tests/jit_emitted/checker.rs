@@ -35,6 +35,7 @@ pub(crate) struct Figures {
     pub(crate) probes: u64,
     pub(crate) strings: u64,
     pub(crate) exits: u64,
+    pub(crate) announcements: u64,
     pub(crate) loops: u64,
     /// What is known of registers at the start of each pass.
     pub(crate) facts_of_loops: u64,
@@ -48,6 +49,7 @@ impl Figures {
         self.probes += other.probes;
         self.strings += other.strings;
         self.exits += other.exits;
+        self.announcements += other.announcements;
         self.loops += other.loops;
         self.facts_of_loops += other.facts_of_loops;
     }
@@ -170,7 +172,16 @@ impl Checker<'_> {
                     self.complain(instruction, "a call that leads to no stub");
                     return true;
                 };
-                relocation.stub == Stub::Indirect && self.come_back()
+                match relocation.stub {
+                    Stub::Indirect => self.come_back(),
+                    Stub::Arrival | Stub::Instruction => {
+                        // Whoever was told may have changed any register.
+                        self.state = State::new(&mut self.symbols);
+                        self.figures.announcements += 1;
+                        true
+                    }
+                    _ => false,
+                }
             }
             FlowControl::UnconditionalBranch => {
                 self.jump(instruction);
