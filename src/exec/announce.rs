@@ -8,6 +8,7 @@
 //! [`Stub::Arrival`]: crate::translate::Stub::Arrival
 //! [`Stub::Instruction`]: crate::translate::Stub::Instruction
 
+use super::core::Core;
 use super::exit::Exit;
 use super::hook_context::HookContext;
 use super::hooks::Span;
@@ -32,12 +33,12 @@ pub(super) struct Place {
 impl Place {
     /// Control came to `at` from the instruction before, in the block at `from`.
     pub(super) fn inside(&mut self, at: GuestAddress, from: GuestAddress) {
-        (self.at, self.from) = (at, Some(from));
+        *self = Self { announced: None, at, from: Some(from) };
     }
 
     /// Control came to RIP by a branch, or nobody knows how.
     pub(super) fn elsewhere(&mut self) {
-        self.from = None;
+        *self = Self::default();
     }
 
     /// The instruction at `at` has been announced, and control there too.
@@ -59,11 +60,6 @@ impl Place {
     fn forget_others(&mut self, pc: GuestAddress) {
         self.announced = self.announced.filter(|&announced| announced == pc);
         self.from = self.from.filter(|_| self.at == pc);
-    }
-
-    /// The instruction that was announced is done.
-    pub(super) fn done(&mut self) {
-        self.announced = None;
     }
 }
 
@@ -118,26 +114,39 @@ impl Vcpu {
         let pc = GuestAddress(self.memory.block().target);
         self.pc = pc;
         self.place.forget_others(pc);
-        let stop = pinned.unpinned(|| self.tell(shared, pc, arrival));
-        let goes_on = self.pc == pc && !stop && !self.trap && !self.gate.is_requested();
-        if goes_on {
+        // The block may be gone afterwards.
+        let left = if counted { self.not_executed(running.core()) } else { 0 };
+        running.release();
+        let stop = pinned.unpinned(|| {
+            let stop = self.tell(shared, pc, arrival);
+            running.core();
+            stop
+        });
+        // Under the lock nothing is retired without being counted: a block that is current now stays until the
+        // epoch is not pinned any more.
+        let current = shared.gates.generation() == self.generation;
+        if current && self.pc == pc && !stop && !self.trap && !self.gate.is_requested() {
             // Until now the block has told all that there is to tell.
             self.place = Place::default();
             let block = self.memory.block_mut();
             block.entry = block.exit_address;
             return Handled::Resume;
         }
-        let moved = Some(self.pc).filter(|now| *now != pc);
-        let end = self.back_out(running.core(), counted);
-        if let Some(now) = moved {
-            self.pc = now;
+        self.memory.block_mut().budget += i64::from(left);
+        if self.pc != pc {
             self.place.elsewhere();
         }
-        Handled::End(match end {
-            End::Exit(exit) => End::Exit(exit),
-            _ if stop => End::Exit(Exit::Stopped),
-            _ => End::Go,
-        })
+        Handled::End(if stop { End::Exit(Exit::Stopped) } else { End::Go })
+    }
+
+    /// How many of its instructions a block that was left by a call has taken off the budget and not executed.
+    fn not_executed(&self, core: &Core) -> u16 {
+        let Some(located) = core.cache.locate(self.memory.block().exit_address - 1) else {
+            return 0;
+        };
+        let translated = located.translated();
+        let done = translated.side_entry(located.offset).map_or(0, |entry| entry.index);
+        translated.instructions - done
     }
 
     /// Calls the hooks that are due at `pc`; whether one wants the run to end.
@@ -153,7 +162,6 @@ impl Vcpu {
 
     /// Notes how control came to RIP by the instruction at `before`, the last one that was stepped.
     pub(super) fn note_step(&mut self, before: GuestAddress) {
-        self.place.done();
         if self.falls_to == Some(self.pc) {
             self.place.inside(self.pc, before);
         } else {

@@ -128,7 +128,8 @@ impl Vcpu {
             // AMD's processors take one element after the other.
             let place = fault.address.wrapping_sub(self.memory.slot_address());
             let element = address.page_start().wrapping_add(place);
-            let last = element.0 + instruction.memory_size().element_size() as u64 - 1;
+            let size = instruction.memory_size().element_size() as u64;
+            let last = element.0.wrapping_add(size).wrapping_sub(1);
             if is_canonical(last) && self.suppresses_faults(core, operand)? {
                 return Ok(false);
             }

@@ -61,7 +61,7 @@ pub struct Vcpu {
     /// Entries of the jump cache that are in use …
     pub(super) filled: Vec<u16>,
     /// … and how often code was invalidated when they were known to be right, …
-    generation: u64,
+    pub(super) generation: u64,
     /// … and it was known whether there are breakpoints or hooks on code.
     pub(super) on_code: bool,
     /// Instructions executed since the vCPU was made, as far as they were counted.
