@@ -1,7 +1,10 @@
 //! Code hooks and block hooks.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use iced_x86::code_asm::{eax, ecx, ptr, qword_ptr, rax, rbx, rcx, rdi};
-use tregion::exec::{Exit, HookError, Machine};
+use tregion::exec::{Exit, HookContext, HookError, Machine};
 use tregion::guest::{GuestAddress, Permissions};
 
 use crate::guest::{CODE, DATA, Guest, Notes, RAX, RBX, RCX, RDI, assemble, guest, range};
@@ -96,6 +99,40 @@ fn what_a_stop_leaves_is_not_taken_off_the_budget() {
         assert_eq!(guest.vcpu.executed(), executed);
     }
     assert_eq!((guest.vcpu.run(Some(1000)), guest.vcpu.executed()), (Exit::Halt, 14));
+}
+
+/// The block goes, and its memory comes to be used again, while hooks of its instructions are called.
+#[test]
+fn no_call_is_lost_or_made_twice_while_code_is_retired() {
+    const TIMES: u32 = 20_000;
+    for budget in [None, Some(1_000_000)] {
+        let mut guest = counter(TIMES);
+        let calls = Arc::new(AtomicU64::new(0));
+        let counting = Arc::clone(&calls);
+        let two = GuestAddress(CODE + 5)..GuestAddress(CODE + 9);
+        let call = move |_: &mut HookContext<'_>| {
+            if counting.fetch_add(1, Ordering::Relaxed) % 16 == 0 {
+                std::thread::yield_now();
+            }
+        };
+        guest.machine.hook_code(two, call).unwrap();
+        let (machine, over) = (guest.machine.clone(), AtomicBool::new(false));
+        guest.vcpu.set_rip(GuestAddress(CODE));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Acquire) {
+                    machine.invalidate(range(CODE, 1));
+                    machine.reclaim();
+                }
+            });
+            assert_eq!(guest.vcpu.run(budget), Exit::Halt);
+            over.store(true, Ordering::Release);
+        });
+        assert_eq!(guest.vcpu.gpr(RAX), u64::from(TIMES));
+        assert_eq!(calls.load(Ordering::Relaxed), 2 * u64::from(TIMES));
+        let executed = budget.map_or(0, |_| 4 * u64::from(TIMES) + 2);
+        assert_eq!(guest.vcpu.executed(), executed);
+    }
 }
 
 #[test]
