@@ -1,6 +1,6 @@
 //! [`decoder`]: machine code as this host's processor reads it.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind};
 
 use super::Vendor;
 
@@ -22,45 +22,65 @@ pub(crate) fn decoder_of(vendor: Vendor, bytes: &[u8], ip: u64) -> Decoder<'_> {
     Decoder::with_ip(64, bytes, ip, options)
 }
 
+/// Bits that AMD's processors ignore, where Intel's raise #UD, in the bytes from a prefix on, and in which
+/// instructions.
+struct Ignored {
+    prefix: u8,
+    /// What the bytes behind it are to be, by (place, bits that are cleared, bits that are set).
+    changes: &'static [(usize, u8, u8)],
+    of: fn(&Instruction) -> bool,
+}
+
+const ZEROING: u8 = 1 << 7;
+const BROADCAST: u8 = 1 << 4;
+const NOT_R: u8 = 1 << 7;
+const NOT_HIGH_V: u8 = 1 << 6;
+
+const IGNORED: [Ignored; 5] = [
+    // There is no memory operand that could be broadcast, and nothing is rounded.
+    Ignored { prefix: EVEX, changes: &[(3, BROADCAST, 0)], of: has_nothing_to_broadcast },
+    // There is nothing that a mask could leave out.
+    Ignored { prefix: EVEX, changes: &[(3, ZEROING, 0)], of: is_to_general_register },
+    Ignored { prefix: EVEX, changes: &[(3, ZEROING | BROADCAST, 0)], of: is_to_general_register },
+    // Opmask registers have numbers of three bits.
+    Ignored { prefix: VEX_2, changes: &[(1, 0, NOT_R | NOT_HIGH_V)], of: has_opmask },
+    Ignored { prefix: VEX_3, changes: &[(1, 0, NOT_R), (2, 0, NOT_HIGH_V)], of: has_opmask },
+];
+
+const EVEX: u8 = 0x62;
+const VEX_2: u8 = 0xc5;
+const VEX_3: u8 = 0xc4;
+
 /// The instruction that this host's processor executes where [`decoder`] gives none, and bytes that are read as
-/// that: AMD's processors ignore EVEX.b of an instruction without a memory operand that could broadcast one,
-/// EVEX.z of one that takes no mask, and the fourth bit of an opmask register's number, where Intel's raise #UD.
+/// that: without what it ignores.
 #[must_use]
 pub(crate) fn with_ignored_bits(bytes: &[u8], ip: u64) -> Option<(Instruction, Vec<u8>)> {
-    const ZEROING: u8 = 1 << 7;
-    const BROADCAST: u8 = 1 << 4;
-    const NOT_R: u8 = 1 << 7;
-    const NOT_HIGH_V: u8 = 1 << 6;
     if Vendor::of_this_host() != Vendor::Amd {
         return None;
     }
     let is_prefix = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67);
     let start = bytes.iter().position(|byte| !is_prefix(byte))?;
-    let mut read = bytes.to_vec();
-    let is_ignored: fn(&Instruction) -> bool = match &mut read[start..] {
-        [0x62, _, _, third, _, modrm, ..] if *modrm >> 6 == 3 && *third & BROADCAST != 0 => {
-            *third &= !BROADCAST;
-            |known| known.code().op_code().can_broadcast()
+    let candidates = IGNORED.iter().filter(|ignored| ignored.prefix == bytes[start]);
+    candidates.into_iter().find_map(|ignored| {
+        let mut read = bytes.to_vec();
+        for (place, cleared, set) in ignored.changes {
+            let byte = read.get_mut(start + place)?;
+            *byte = *byte & !cleared | set;
         }
-        [0x62, _, _, third, ..] if *third & ZEROING != 0 => {
-            *third &= !ZEROING;
-            |known| !known.code().op_code().can_use_op_mask_register()
-        }
-        [0xc5, first, ..] => {
-            *first |= NOT_R | NOT_HIGH_V;
-            has_opmask
-        }
-        [0xc4, first, second, ..] => {
-            *first |= NOT_R;
-            *second |= NOT_HIGH_V;
-            has_opmask
-        }
-        _ => return None,
-    };
-    let known = decoder(&read, ip).decode();
-    let exists = !known.is_invalid() && is_ignored(&known);
-    read.truncate(known.len());
-    exists.then_some((known, read))
+        let known = decoder(&read, ip).decode();
+        read.truncate(known.len());
+        (!known.is_invalid() && (ignored.of)(&known)).then_some((known, read))
+    })
+}
+
+fn has_nothing_to_broadcast(instruction: &Instruction) -> bool {
+    let registers =
+        (0..instruction.op_count()).all(|operand| instruction.op_kind(operand) != OpKind::Memory);
+    registers && instruction.code().op_code().can_broadcast()
+}
+
+fn is_to_general_register(instruction: &Instruction) -> bool {
+    instruction.op0_register().is_gpr()
 }
 
 fn has_opmask(instruction: &Instruction) -> bool {
