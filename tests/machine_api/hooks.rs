@@ -111,7 +111,7 @@ fn no_call_is_lost_or_made_twice_while_code_is_retired() {
         let counting = Arc::clone(&calls);
         let two = GuestAddress(CODE + 5)..GuestAddress(CODE + 9);
         let call = move |_: &mut HookContext<'_>| {
-            if counting.fetch_add(1, Ordering::Relaxed) % 16 == 0 {
+            if counting.fetch_add(1, Ordering::Relaxed).is_multiple_of(16) {
                 std::thread::yield_now();
             }
         };
