@@ -1,6 +1,6 @@
 //! [`decoder`]: machine code as this host's processor reads it.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 
 use super::Vendor;
 
@@ -26,30 +26,35 @@ pub(crate) fn decoder_of(vendor: Vendor, bytes: &[u8], ip: u64) -> Decoder<'_> {
 /// instructions.
 struct Ignored {
     prefix: u8,
-    /// What the bytes behind it are to be, by (place, bits that are cleared, bits that are set).
-    changes: &'static [(usize, u8, u8)],
+    /// What the decoder knows instead, by place and bits: those are the others there.
+    flipped: &'static [(usize, u8)],
     of: fn(&Instruction) -> bool,
 }
-
-const ZEROING: u8 = 1 << 7;
-const BROADCAST: u8 = 1 << 4;
-const NOT_R: u8 = 1 << 7;
-const NOT_HIGH_V: u8 = 1 << 6;
-
-const IGNORED: [Ignored; 5] = [
-    // There is no memory operand that could be broadcast, and nothing is rounded.
-    Ignored { prefix: EVEX, changes: &[(3, BROADCAST, 0)], of: has_nothing_to_broadcast },
-    // There is nothing that a mask could leave out.
-    Ignored { prefix: EVEX, changes: &[(3, ZEROING, 0)], of: is_to_general_register },
-    Ignored { prefix: EVEX, changes: &[(3, ZEROING | BROADCAST, 0)], of: is_to_general_register },
-    // Opmask registers have numbers of three bits.
-    Ignored { prefix: VEX_2, changes: &[(1, 0, NOT_R | NOT_HIGH_V)], of: has_opmask },
-    Ignored { prefix: VEX_3, changes: &[(1, 0, NOT_R), (2, 0, NOT_HIGH_V)], of: has_opmask },
-];
 
 const EVEX: u8 = 0x62;
 const VEX_2: u8 = 0xc5;
 const VEX_3: u8 = 0xc4;
+/// EVEX.z and EVEX.b, in the third byte behind the prefix.
+const ZEROING: u8 = 1 << 7;
+const BROADCAST: u8 = 1 << 4;
+/// The highest bits of two numbers of registers, in VEX, which has them inverted.
+const NOT_R: u8 = 1 << 7;
+const NOT_V: u8 = 1 << 6;
+const WIDE: u8 = 1 << 7;
+
+const IGNORED: [Ignored; 9] = [
+    // There is no memory operand that could be broadcast, and nothing is rounded.
+    Ignored { prefix: EVEX, flipped: &[(3, BROADCAST)], of: has_nothing_to_broadcast },
+    Ignored { prefix: EVEX, flipped: &[(3, ZEROING)], of: has_no_mask },
+    // Opmask registers have numbers of three bits.
+    Ignored { prefix: VEX_2, flipped: &[(1, NOT_R)], of: is_to_opmask },
+    Ignored { prefix: VEX_2, flipped: &[(1, NOT_V)], of: is_of_two_opmasks },
+    Ignored { prefix: VEX_2, flipped: &[(1, NOT_R | NOT_V)], of: is_of_two_opmasks },
+    Ignored { prefix: VEX_3, flipped: &[(1, NOT_R)], of: is_to_opmask },
+    Ignored { prefix: VEX_3, flipped: &[(2, NOT_V)], of: is_of_two_opmasks },
+    Ignored { prefix: VEX_3, flipped: &[(1, NOT_R), (2, NOT_V)], of: is_of_two_opmasks },
+    Ignored { prefix: VEX_3, flipped: &[(2, WIDE)], of: is_wide_permutation },
+];
 
 /// The instruction that this host's processor executes where [`decoder`] gives none, and bytes that are read as
 /// that: without what it ignores.
@@ -63,9 +68,8 @@ pub(crate) fn with_ignored_bits(bytes: &[u8], ip: u64) -> Option<(Instruction, V
     let candidates = IGNORED.iter().filter(|ignored| ignored.prefix == bytes[start]);
     candidates.into_iter().find_map(|ignored| {
         let mut read = bytes.to_vec();
-        for (place, cleared, set) in ignored.changes {
-            let byte = read.get_mut(start + place)?;
-            *byte = *byte & !cleared | set;
+        for (place, bits) in ignored.flipped {
+            *read.get_mut(start + place)? ^= bits;
         }
         let known = decoder(&read, ip).decode();
         read.truncate(known.len());
@@ -79,10 +83,23 @@ fn has_nothing_to_broadcast(instruction: &Instruction) -> bool {
     registers && instruction.code().op_code().can_broadcast()
 }
 
-fn is_to_general_register(instruction: &Instruction) -> bool {
-    instruction.op0_register().is_gpr()
+/// Whether there is nothing that a mask could leave out, nor a mask for anything else.
+fn has_no_mask(instruction: &Instruction) -> bool {
+    let opmask = (0..instruction.op_count()).any(|operand| instruction.op_register(operand).is_k());
+    !opmask && !instruction.code().op_code().can_use_op_mask_register()
 }
 
-fn has_opmask(instruction: &Instruction) -> bool {
-    (0..instruction.op_count()).any(|operand| instruction.op_register(operand).is_k())
+fn is_to_opmask(instruction: &Instruction) -> bool {
+    instruction.op0_register().is_k()
+}
+
+fn is_of_two_opmasks(instruction: &Instruction) -> bool {
+    [1, 2]
+        .into_iter()
+        .all(|operand| operand < instruction.op_count() && instruction.op_register(operand).is_k())
+}
+
+/// Whether the instruction takes VEX.W for what it has to be.
+fn is_wide_permutation(instruction: &Instruction) -> bool {
+    matches!(instruction.mnemonic(), Mnemonic::Vpermq | Mnemonic::Vpermpd)
 }
