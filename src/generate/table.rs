@@ -12,6 +12,7 @@ use super::refused::{Refusal, may_be_hidden, refusal};
 use super::template::Template;
 use crate::guest::{Vendor, decoder_of};
 
+const NARROW: &str = "goes to the lowest 64 KiB, where a program has nothing (AMD)";
 const OTHER_ENCODING: &str = "another encoding, which decodes to a form that is generated";
 const OTHER_OPERANDS: &str = "has operands that 64-bit user code does not have";
 
@@ -68,6 +69,11 @@ impl FormTable {
 
     fn add(&mut self, code: Code, vendor: Vendor, information: &mut InstructionInfoFactory) {
         let info = code.op_code();
+        if info.amd_decoder64() && !info.intel_decoder64() {
+            // Raw code has them all the same.
+            self.refused.entry(NARROW).or_default().push(code);
+            return;
+        }
         for operand_form in operand_forms(info.op_kinds(), info.can_broadcast()) {
             let id = FormId(self.templates.len() as u16);
             let Some(template) = Template::new(code, *operand_form, information) else {
