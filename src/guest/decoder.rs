@@ -26,8 +26,9 @@ pub(crate) fn decoder_of(vendor: Vendor, bytes: &[u8], ip: u64) -> Decoder<'_> {
 /// instructions.
 struct Ignored {
     prefix: u8,
-    /// What the decoder knows instead, by place and bits: those are the others there.
-    flipped: &'static [(usize, u8)],
+    /// Bits, by place, and whether they are set; the decoder knows the instruction in which they are not, or
+    /// are.
+    bits: &'static [(usize, u8, bool)],
     of: fn(&Instruction) -> bool,
 }
 
@@ -44,16 +45,16 @@ const WIDE: u8 = 1 << 7;
 
 const IGNORED: [Ignored; 9] = [
     // There is no memory operand that could be broadcast, and nothing is rounded.
-    Ignored { prefix: EVEX, flipped: &[(3, BROADCAST)], of: has_nothing_to_broadcast },
-    Ignored { prefix: EVEX, flipped: &[(3, ZEROING)], of: has_no_mask },
+    Ignored { prefix: EVEX, bits: &[(3, BROADCAST, true)], of: has_nothing_to_broadcast },
+    Ignored { prefix: EVEX, bits: &[(3, ZEROING, true)], of: has_no_mask },
     // Opmask registers have numbers of three bits.
-    Ignored { prefix: VEX_2, flipped: &[(1, NOT_R)], of: is_to_opmask },
-    Ignored { prefix: VEX_2, flipped: &[(1, NOT_V)], of: is_of_two_opmasks },
-    Ignored { prefix: VEX_2, flipped: &[(1, NOT_R | NOT_V)], of: is_of_two_opmasks },
-    Ignored { prefix: VEX_3, flipped: &[(1, NOT_R)], of: is_to_opmask },
-    Ignored { prefix: VEX_3, flipped: &[(2, NOT_V)], of: is_of_two_opmasks },
-    Ignored { prefix: VEX_3, flipped: &[(1, NOT_R), (2, NOT_V)], of: is_of_two_opmasks },
-    Ignored { prefix: VEX_3, flipped: &[(2, WIDE)], of: is_wide_permutation },
+    Ignored { prefix: VEX_2, bits: &[(1, NOT_R, false)], of: is_to_opmask },
+    Ignored { prefix: VEX_2, bits: &[(1, NOT_V, false)], of: is_of_two_opmasks },
+    Ignored { prefix: VEX_2, bits: &[(1, NOT_R | NOT_V, false)], of: is_of_two_opmasks },
+    Ignored { prefix: VEX_3, bits: &[(1, NOT_R, false)], of: is_to_opmask },
+    Ignored { prefix: VEX_3, bits: &[(2, NOT_V, false)], of: is_of_two_opmasks },
+    Ignored { prefix: VEX_3, bits: &[(1, NOT_R, false), (2, NOT_V, false)], of: is_of_two_opmasks },
+    Ignored { prefix: VEX_3, bits: &[(2, WIDE, false)], of: is_wide_permutation },
 ];
 
 /// The instruction that this host's processor executes where [`decoder`] gives none, and bytes that are read as
@@ -68,8 +69,12 @@ pub(crate) fn with_ignored_bits(bytes: &[u8], ip: u64) -> Option<(Instruction, V
     let candidates = IGNORED.iter().filter(|ignored| ignored.prefix == bytes[start]);
     candidates.into_iter().find_map(|ignored| {
         let mut read = bytes.to_vec();
-        for (place, bits) in ignored.flipped {
-            *read.get_mut(start + place)? ^= bits;
+        for &(place, bits, are_set) in ignored.bits {
+            let byte = read.get_mut(start + place)?;
+            if *byte & bits != if are_set { bits } else { 0 } {
+                return None;
+            }
+            *byte ^= bits;
         }
         let known = decoder(&read, ip).decode();
         read.truncate(known.len());
