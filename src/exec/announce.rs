@@ -21,19 +21,17 @@ use crate::guest::GuestAddress;
 /// What a vCPU knows of how it came to RIP.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Place {
-    /// Hooks of the instruction here have been called; it is not done yet.
-    announced: Option<GuestAddress>,
     /// If RIP is this …
     at: GuestAddress,
     /// … control came there without a branch from the block or the instruction here, or, if both are
-    /// the same, has been announced.
+    /// the same, hooks of the instruction there have been called, and it is not done yet.
     from: Option<GuestAddress>,
 }
 
 impl Place {
     /// Control came to `at` from the instruction before, in the block at `from`.
     pub(super) fn inside(&mut self, at: GuestAddress, from: GuestAddress) {
-        *self = Self { announced: None, at, from: Some(from) };
+        *self = Self { at, from: Some(from) };
     }
 
     /// Control came to RIP by a branch, or nobody knows how.
@@ -43,12 +41,12 @@ impl Place {
 
     /// The instruction at `at` has been announced, and control there too.
     pub(super) fn told(at: GuestAddress) -> Self {
-        Self { announced: Some(at), at, from: Some(at) }
+        Self { at, from: Some(at) }
     }
 
     /// Whether hooks of the instruction at `pc` have been called.
     pub(super) fn is_announced(self, pc: GuestAddress) -> bool {
-        self.announced == Some(pc)
+        self.at == pc && self.from == Some(pc)
     }
 
     /// Whether control came to `pc` from inside of a span without a branch, or has been announced.
@@ -58,7 +56,6 @@ impl Place {
 
     /// Forgets what is not about RIP: the host may have moved it.
     fn forget_others(&mut self, pc: GuestAddress) {
-        self.announced = self.announced.filter(|&announced| announced == pc);
         self.from = self.from.filter(|_| self.at == pc);
     }
 }

@@ -131,11 +131,6 @@ impl HostFeatures {
         self.vendor
     }
 
-    /// Makes it somebody else's.
-    pub fn set_vendor(&mut self, vendor: Vendor) {
-        self.vendor = vendor;
-    }
-
     fn add_rows(&mut self, rows: &[(Output, u32, CpuidFeature)], result: CpuidResult) {
         for (output, bit, feature) in rows {
             let value = match output {

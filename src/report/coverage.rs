@@ -9,7 +9,6 @@ use maud::{Markup, html};
 use super::{grouped, percent};
 use crate::campaign::Summary;
 use crate::generate::{Family, FormId, Generator, HostFeatures, OperandForm};
-use crate::guest::Vendor;
 
 const COLUMNS: [(OperandForm, &str); 3] = [
     (OperandForm::Register, "register"),
@@ -120,14 +119,11 @@ fn places() -> BTreeMap<String, (Option<Family>, OperandForm)> {
     let mut everything = HostFeatures::baseline();
     CpuidFeature::values().for_each(|feature| everything.insert(feature));
     let mut places = BTreeMap::new();
-    for vendor in [Vendor::Intel, Vendor::Amd] {
-        everything.set_vendor(vendor);
-        let generator = Generator::new(&everything);
-        for (index, form) in generator.forms().iter().enumerate() {
-            let place = (Some(generator.family(FormId(index as u16))), form.operands);
-            let known = places.entry(form.to_string()).or_insert(place);
-            *known = place.min(*known);
-        }
+    let generator = Generator::new(&everything);
+    for (index, form) in generator.forms().iter().enumerate() {
+        let place = (Some(generator.family(FormId(index as u16))), form.operands);
+        let known = places.entry(form.to_string()).or_insert(place);
+        *known = place.min(*known);
     }
     places
 }

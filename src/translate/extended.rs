@@ -45,10 +45,8 @@ fn level(code: Code) -> Extended {
 /// Whether it is one of the opcodes D8 to DF, or WAIT.
 fn is_x87(code: Code) -> bool {
     let info = code.op_code();
-    let opcode = info.op_code() & 0xff;
-    let own = info.op_code_len() == 1 || info.op_code() >> 8 & 0xf8 == 0xd8;
-    let place = if info.op_code_len() == 1 { opcode } else { info.op_code() >> 8 };
-    info.table() == OpCodeTableKind::Normal && own && matches!(place, 0x9b | 0xd8..=0xdf)
+    let first = if info.op_code_len() == 1 { info.op_code() } else { info.op_code() >> 8 };
+    info.table() == OpCodeTableKind::Normal && matches!(first, 0x9b | 0xd8..=0xdf)
 }
 
 fn has_mmx(code: Code) -> bool {
