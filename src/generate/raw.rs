@@ -1,14 +1,16 @@
 //! Raw programs: random bytes, and random instructions with mutated prefixes and bytes, as code.
 //! The state and the memory are those of structured programs.
 
-use iced_x86::{Code, FlowControl, Instruction};
+use std::mem;
+
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use super::build::build;
 use super::choices::Choices;
 use super::family::{Family, Swarm};
 use super::layout::Layout;
 use super::program::{complete, start};
-use super::refused::Refusal;
+use super::refused::{IGNORED_PREFIX, Refusal};
 use super::values::fill_state;
 use super::writer::Writer;
 use super::{Generator, Program, ProgramKind};
@@ -104,8 +106,9 @@ fn mutate(choices: &mut Choices, bytes: &mut Vec<u8>) {
 }
 
 /// Ends code with halts, enough that its last instruction is whole, and replaces by no-ops whatever is
-/// refused where decoding from the start, one instruction behind the other, comes to it. What only a
-/// branch into the middle of an instruction reaches is left.
+/// refused where decoding comes to it: from the start, one instruction behind the other, and from where each
+/// branch goes, which may be the middle of an instruction. What only an indirect branch or a changed byte
+/// leads to is left.
 pub(super) fn complete_code(
     generator: &Generator,
     entry: u64,
@@ -113,35 +116,94 @@ pub(super) fn complete_code(
     refused: &mut Vec<Refusal>,
 ) {
     bytes.extend([HALT; MOST_INSTRUCTION_BYTES]);
-    let mut instruction = Instruction::default();
-    let mut offset = 0;
-    while offset < bytes.len() {
-        let ip = entry + offset as u64;
-        let mut decoder = decoder(&bytes[offset..], ip);
-        decoder.decode_out(&mut instruction);
-        let length = instruction.len().max(1);
-        if let Some(refusal) = refusal(generator, &instruction) {
-            refused.push(refusal);
-            bytes[offset..offset + length].fill(NO_OPERATION);
+    // A no-op in the place of one instruction may change another that shares its bytes.
+    loop {
+        let before = refused.len();
+        replace_refused(generator, entry, bytes, refused);
+        if refused.len() == before {
+            return;
         }
-        offset += length;
     }
 }
 
-fn refusal(generator: &Generator, instruction: &Instruction) -> Option<Refusal> {
+fn replace_refused(
+    generator: &Generator,
+    entry: u64,
+    bytes: &mut [u8],
+    refused: &mut Vec<Refusal>,
+) {
+    let mut instruction = Instruction::default();
+    let mut seen = vec![false; bytes.len()];
+    let mut starts = vec![0];
+    while let Some(start) = starts.pop() {
+        let mut offset = start;
+        while offset < bytes.len() && !mem::replace(&mut seen[offset], true) {
+            let ip = entry + offset as u64;
+            decoder(&bytes[offset..], ip).decode_out(&mut instruction);
+            let end = offset + instruction.len().max(1);
+            if let Some(refusal) = refusal(generator, &instruction, &bytes[offset..end]) {
+                refused.push(refusal);
+                bytes[offset..end].fill(NO_OPERATION);
+            } else if is_branch(&instruction) {
+                starts.push(instruction.near_branch_target().wrapping_sub(entry) as usize);
+            }
+            offset = end;
+        }
+    }
+}
+
+fn refusal(generator: &Generator, instruction: &Instruction, bytes: &[u8]) -> Option<Refusal> {
     let code = instruction.code();
-    if code == Code::INVALID || code == Code::Hlt {
+    if code == Code::INVALID {
+        return ignores_prefix(bytes).then_some(IGNORED_PREFIX);
+    }
+    if code == Code::Hlt {
         return None;
     }
-    let branch = matches!(
-        instruction.flow_control(),
-        FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::Call
-    );
-    if branch && instruction.near_branch_target() <= instruction.ip() {
+    if is_branch(instruction) && instruction.near_branch_target() <= instruction.ip() {
         return Some(BACKWARD);
     }
     if code == Code::Int_imm8 && instruction.immediate8() == 0x80 {
         return Some(super::refused::LEGACY_CALL);
     }
     generator.table.refusal(code)
+}
+
+/// Whether silicon may execute an invalid instruction: `lock verw` of memory (some microcode of Zen 4), or a hypercall
+/// with a prefix, which KVM takes for one without.
+fn ignores_prefix(bytes: &[u8]) -> bool {
+    let without = Decoder::new(64, bytes, DecoderOptions::NO_INVALID_CHECK).decode();
+    let hypercall = matches!(bytes, [.., 0x0f, 0x01, 0xc1 | 0xd9]);
+    hypercall || (without.mnemonic() == Mnemonic::Verw && without.has_lock_prefix())
+}
+
+fn is_branch(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.flow_control(),
+        FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::Call
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::HostFeatures;
+
+    #[test]
+    fn what_a_branch_leads_to_in_the_middle_of_an_instruction_is_refused_too() {
+        let generator = Generator::new(&HostFeatures::detect());
+        let completed = |code: &[u8]| {
+            let mut bytes = code.to_vec();
+            complete_code(&generator, 0x1000, &mut bytes, &mut Vec::new());
+            bytes.truncate(code.len());
+            bytes
+        };
+        // rex.w loop, from whose prefix on it is a loop to itself
+        assert_eq!(completed(&[0x4a, 0x64, 0xe2, 0xfd]), [0x4a, 0x90, 0x90, 0x90]);
+        // jmp into mov ecx, imm32, which is rdtsc from there on
+        let hidden = [0xeb, 0x01, 0xb9, 0x0f, 0x31, 0x90, 0x90];
+        assert_eq!(completed(&hidden), [0xeb, 0x01, 0xb9, 0x90, 0x90, 0x90, 0x90]);
+        let harmless = [0xeb, 0x01, 0xb9, 0x0f, 0x0b, 0x90, 0x90];
+        assert_eq!(completed(&harmless), harmless);
+    }
 }

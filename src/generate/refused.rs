@@ -30,7 +30,12 @@ const MACHINE: &str = "virtual machines, enclaves and keys belong to the host";
 const TWO: &str = "two instructions: `wait` and the form without it";
 const STRUCTURE: &str = "only generated as the end of a program or the trigger of an event";
 const POINTERS: &str = "stores what the kernel loses of the x87 state at any time (AMD)";
+const HIDDEN: &str = "the processor executes it though CPUID says that it has none";
 const PREFIX: &str = "an encoding that the host's decoder reads as another one";
+
+/// What is no instruction by the manuals, but for prefixes that it must not have.
+pub(super) const IGNORED_PREFIX: Refusal =
+    Refusal { reason: "some processors and hypervisors ignore a prefix that it must not have" };
 
 /// `int 0x80`, whose number is an immediate and so not in the table of opcodes.
 pub(super) const LEGACY_CALL: Refusal = Refusal { reason: KERNEL };
@@ -47,6 +52,7 @@ pub(super) fn refusal(code: Code, info: &OpCodeInfo, host: &HostFeatures) -> Opt
         .or_else(|| is_segment_load(code, operands).then_some(SEGMENTS))
         .or_else(|| info.fwait().then_some(TWO))
         .or_else(|| loses_pointers(code, host.vendor()).then_some(POINTERS))
+        .or_else(|| (!host.has_all(code.cpuid_features())).then_some(HIDDEN))
         .or_else(|| (!decoded).then_some(PREFIX))?;
     Some(Refusal { reason })
 }
@@ -54,8 +60,11 @@ pub(super) fn refusal(code: Code, info: &OpCodeInfo, host: &HostFeatures) -> Opt
 /// Whether a processor may execute `code` although its CPUID does not tell: hypervisors hide such
 /// features, and nothing else keeps guests from them.
 pub(super) fn may_be_hidden(code: Code) -> bool {
-    let hidden = [CpuidFeature::PTWRITE, CpuidFeature::ENQCMD];
-    code.cpuid_features().iter().any(|feature| hidden.contains(feature))
+    use CpuidFeature as F;
+    let hidden = [F::PTWRITE, F::ENQCMD, F::CLZERO, F::MONITORX, F::SEV_SNP];
+    // KVM answers the hypercalls of both vendors from user code too, and may write the one over the other.
+    let hypercall = matches!(code.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall);
+    hypercall || code.cpuid_features().iter().any(|feature| hidden.contains(feature))
 }
 
 fn by_feature(feature: CpuidFeature) -> Option<&'static str> {
@@ -109,8 +118,8 @@ fn by_mnemonic(mnemonic: Mnemonic) -> Option<&'static str> {
 /// that store have stored.
 fn loses_pointers(code: Code, vendor: Vendor) -> bool {
     use Mnemonic as M;
-    let stores = matches!(code.mnemonic(), M::Fnstenv | M::Fnsave | M::Fxsave);
-    let loads = matches!(code.mnemonic(), M::Fldenv | M::Frstor | M::Fxrstor);
+    let stores = matches!(code.mnemonic(), M::Fnstenv | M::Fnsave | M::Fxsave | M::Fxsave64);
+    let loads = matches!(code.mnemonic(), M::Fldenv | M::Frstor | M::Fxrstor | M::Fxrstor64);
     vendor == Vendor::Amd && (stores || loads)
 }
 

@@ -48,10 +48,10 @@ const IGNORED: [Ignored; 9] = [
     Ignored { prefix: EVEX, bits: &[(3, BROADCAST, true)], of: has_nothing_to_broadcast },
     Ignored { prefix: EVEX, bits: &[(3, ZEROING, true)], of: has_no_mask },
     // Opmask registers have numbers of three bits.
-    Ignored { prefix: VEX_2, bits: &[(1, NOT_R, false)], of: is_to_opmask },
+    Ignored { prefix: VEX_2, bits: &[(1, NOT_R, false)], of: is_of_opmask },
     Ignored { prefix: VEX_2, bits: &[(1, NOT_V, false)], of: is_of_two_opmasks },
     Ignored { prefix: VEX_2, bits: &[(1, NOT_R | NOT_V, false)], of: is_of_two_opmasks },
-    Ignored { prefix: VEX_3, bits: &[(1, NOT_R, false)], of: is_to_opmask },
+    Ignored { prefix: VEX_3, bits: &[(1, NOT_R, false)], of: is_of_opmask },
     Ignored { prefix: VEX_3, bits: &[(2, NOT_V, false)], of: is_of_two_opmasks },
     Ignored { prefix: VEX_3, bits: &[(1, NOT_R, false), (2, NOT_V, false)], of: is_of_two_opmasks },
     Ignored { prefix: VEX_3, bits: &[(2, WIDE, false)], of: is_wide_permutation },
@@ -88,14 +88,20 @@ fn has_nothing_to_broadcast(instruction: &Instruction) -> bool {
     registers && instruction.code().op_code().can_broadcast()
 }
 
-/// Whether there is nothing that a mask could leave out, nor a mask for anything else.
+/// Whether there is nothing that a mask could leave out, nor a mask for anything else, and nothing is stored:
+/// bytes that are left out of memory cannot be made zero, with or without a mask.
 fn has_no_mask(instruction: &Instruction) -> bool {
+    if instruction.op0_kind() == OpKind::Memory {
+        return false;
+    }
     let opmask = (0..instruction.op_count()).any(|operand| instruction.op_register(operand).is_k());
     !opmask && !instruction.code().op_code().can_use_op_mask_register()
 }
 
-fn is_to_opmask(instruction: &Instruction) -> bool {
-    instruction.op0_register().is_k()
+/// Whether ModRM.reg is an opmask register: what is written, or what is stored.
+fn is_of_opmask(instruction: &Instruction) -> bool {
+    let stored = instruction.op0_kind() == OpKind::Memory && instruction.op1_register().is_k();
+    instruction.op0_register().is_k() || stored
 }
 
 fn is_of_two_opmasks(instruction: &Instruction) -> bool {

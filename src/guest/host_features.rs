@@ -30,6 +30,7 @@ impl Vendor {
 pub struct HostFeatures {
     words: [u64; 4],
     vendor: Vendor,
+    hypervisor: bool,
 }
 
 impl HostFeatures {
@@ -86,6 +87,7 @@ impl HostFeatures {
         let mut features = Self::baseline();
         features.vendor = vendor();
         let leaf1 = __cpuid(1);
+        features.hypervisor = has(leaf1.ecx, 31);
         let saved = if has(leaf1.ecx, 27) { extended_states() } else { 0 };
         features.add_rows(BASIC, leaf1);
         let highest = __cpuid(0).eax;
@@ -129,6 +131,13 @@ impl HostFeatures {
     #[must_use]
     pub fn vendor(&self) -> Vendor {
         self.vendor
+    }
+
+    /// Whether the host is itself a guest (AMD64 Architecture Programmer's Manual volume 3, appendix E.3.2: a bit
+    /// that processors leave zero).
+    #[must_use]
+    pub fn has_hypervisor(&self) -> bool {
+        self.hypervisor
     }
 
     fn add_rows(&mut self, rows: &[(Output, u32, CpuidFeature)], result: CpuidResult) {

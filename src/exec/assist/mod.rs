@@ -16,7 +16,7 @@ use super::exit::{Exit, vector as exceptions};
 use super::shared::Locked;
 use super::step::Undone;
 use super::vcpu::Vcpu;
-use crate::guest::Vendor;
+use crate::guest::{HostFeatures, Vendor};
 use crate::translate::{Class, class_of};
 
 impl Vcpu {
@@ -59,10 +59,7 @@ impl Vcpu {
     fn other(&mut self, core: &mut Locked<'_>, instruction: &Instruction) -> Result<(), Undone> {
         use Mnemonic as M;
         if is_rare(instruction) && !core.has_all(instruction.cpuid_features()) {
-            // AMD's processors know the one even where a hypervisor keeps the others to itself.
-            let known =
-                instruction.mnemonic() == M::Invlpga && Vendor::of_this_host() == Vendor::Amd;
-            let vector = if known { exceptions::GP } else { exceptions::UD };
+            let vector = if is_only_hidden(instruction) { exceptions::GP } else { exceptions::UD };
             return Err(Exit::exception(vector).into());
         }
         match instruction.mnemonic() {
@@ -92,11 +89,25 @@ fn is_rare(instruction: &Instruction) -> bool {
     use CpuidFeature as F;
     let features = instruction.cpuid_features();
     features.iter().any(|feature| {
-        matches!(feature, F::SVM | F::SKINIT | F::SKINIT_or_SVM | F::KL | F::PCONFIG)
+        matches!(feature, F::SVM | F::SKINIT | F::SKINIT_or_SVM | F::KL | F::PCONFIG | F::TSE)
             || matches!(feature, F::RTM | F::HLE_or_RTM)
             || matches!(feature, F::WRMSRNS | F::MSRLIST | F::HRESET | F::INVLPGB)
-            || matches!(feature, F::FRED | F::LKGS | F::SEV_SNP | F::TDX | F::MCOMMIT)
+            || matches!(feature, F::FRED | F::LKGS | F::SEV_SNP | F::RMPQUERY | F::TDX | F::MCOMMIT)
     })
+}
+
+/// Whether the processor knows the privileged instruction though a hypervisor says that it does not: AMD's run
+/// every guest with EFER.SVME set (AMD64 Architecture Programmer's Manual volume 2, section 15.5.1), and look at the
+/// privilege before they ask the hypervisor.
+fn is_only_hidden(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let host = HostFeatures::of_this_host();
+    host.vendor() == Vendor::Amd
+        && host.has_hypervisor()
+        && matches!(
+            instruction.mnemonic(),
+            M::Vmrun | M::Vmload | M::Vmsave | M::Stgi | M::Clgi | M::Skinit | M::Invlpga
+        )
 }
 
 const UNKNOWN: &str = "an instruction outside the whitelist";

@@ -54,6 +54,7 @@ impl Vcpu {
             | M::Vmcall
             | M::Vmfunc
             | M::Encls
+            | M::Enclv
             | M::Invept
             | M::Invvpid => Err(Exit::exception(vector::UD).into()),
             M::Rdpmc | M::Sysret | M::Sysretq | M::Sysexit | M::Sysexitq => {
