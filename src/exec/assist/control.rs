@@ -28,6 +28,7 @@ impl Vcpu {
             Class::Call | Class::CallIndirect => {
                 let target = self.raw_target(core, instruction)?;
                 if !is_canonical(target) && Vendor::of_this_host() == Vendor::Amd {
+                    self.check_push(core, 8)?;
                     return Err(Exit::general_protection().into());
                 }
                 let top = self.gpr(4);

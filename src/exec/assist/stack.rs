@@ -60,6 +60,14 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Whether [`Self::push_word`] would fault.
+    pub(super) fn check_push(&self, core: &mut Locked<'_>, size: usize) -> Result<(), Exit> {
+        let top = self.gpr(SP).wrapping_sub(size as u64);
+        stack_address(top)?;
+        self.check_alignment(GuestAddress(top), size)?;
+        self.check(core, GuestAddress(top), size, Access::Write)
+    }
+
     /// The word on top of the stack, which stays there.
     pub(super) fn load_stack(&self, core: &mut Locked<'_>, size: usize) -> Result<u64, Exit> {
         self.load_stack_at(core, 0, size)

@@ -136,10 +136,17 @@ impl Vcpu {
                 self.compare_words(self.gpr(0), value, size);
             }
             Kind::Compare => {
-                // Silicon looks at RDI's side first.
-                let right = self.load_word(core, destination, size)?;
-                let left = self.load_word(core, source, size)?;
-                self.compare_words(left, right, size);
+                // Silicon looks at RDI's side first, AMD's at RSI's in one of the four.
+                let amd = Vendor::of_this_host() == Vendor::Amd;
+                if amd && size == 1 && instruction.has_repe_prefix() {
+                    let left = self.load_word(core, source, size)?;
+                    let right = self.load_word(core, destination, size)?;
+                    self.compare_words(left, right, size);
+                } else {
+                    let right = self.load_word(core, destination, size)?;
+                    let left = self.load_word(core, source, size)?;
+                    self.compare_words(left, right, size);
+                }
             }
         }
         let back = self.rflags() & Flag::DF.mask() != 0;

@@ -53,7 +53,7 @@ impl Vcpu {
             return Err(Exit::exception(crate::exec::exit::vector::UD).into());
         }
         // AMD's processors leave the masks of elements that are not done as they were, and clear those of all
-        // that are passed.
+        // that are passed; where vectors are masks, what lies behind the elements becomes zero with the last one.
         let amd = Vendor::of_this_host() == Vendor::Amd;
         if !amd {
             elements.spread(&mut state);
@@ -79,7 +79,9 @@ impl Vcpu {
             } else {
                 self.gather(core, instruction, address, elements.size).map(|word| {
                     set_lane(&mut state, elements.data, element, elements.size, word);
-                    elements.clear_behind(&mut state, elements.length);
+                    if !(amd && matches!(elements.mask, Mask::Vector(_))) {
+                        elements.clear_behind(&mut state, elements.length);
+                    }
                 })
             };
             if let Err(exit) = moved {
