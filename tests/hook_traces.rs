@@ -1,5 +1,6 @@
 //! Hooks on everything, in random programs, are told exactly what the processor executes: code hooks each
-//! instruction that begins, block hooks each at which control arrives.
+//! instruction that begins, block hooks each at which control arrives. Traces have the same, but for an instruction
+//! that faults.
 #![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
 use std::sync::{Arc, Mutex};
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use iced_x86::FlowControl;
 use tregion::case::{Case, text};
 use tregion::engine::silicon::{Silicon, Trace};
-use tregion::exec::{HookContext, Machine, Vcpu};
+use tregion::exec::{Exit, HookContext, Machine, TraceOf, Traced, Vcpu};
 use tregion::generate::choices;
 use tregion::guest::GuestAddress;
 use tregion::memory::Backing;
@@ -74,6 +75,25 @@ fn told(case: &Case) -> Option<(Vec<u64>, Vec<u64>)> {
     Some((both.pop()?, arrivals))
 }
 
+/// What traces of a case have, of instructions and of arrivals in another run, and whether an exception was the end.
+fn traced(case: &Case) -> Option<(Vec<u64>, Vec<u64>, bool)> {
+    let (mut both, mut excepted) = (Vec::new(), false);
+    for of in [TraceOf::Instructions, TraceOf::Blocks] {
+        let (machine, mut vcpu) = machine_of(case)?;
+        let addresses = Addresses::default();
+        let noted = Arc::clone(&addresses);
+        let note = move |traced: Traced<'_>| {
+            noted.lock().unwrap().extend(traced.addresses().map(|address| address.0));
+        };
+        machine.trace(of, .., note).unwrap();
+        excepted = matches!(vcpu.run(Some(MOST as u64)), Exit::Exception { .. });
+        let addresses = std::mem::take(&mut *addresses.lock().unwrap());
+        both.push(addresses);
+    }
+    let arrivals = both.pop()?;
+    Some((both.pop()?, arrivals, excepted))
+}
+
 /// The same of silicon's trace.
 fn executed(trace: &Trace) -> (Vec<u64>, Vec<u64>) {
     let instructions: Vec<u64> = trace.steps.iter().map(|step| step.state.rip).collect();
@@ -115,6 +135,12 @@ fn hooks_are_told_what_silicon_executes() {
         assert!(most > 0 && arrivals[..most] == expected.1[..most], "arrivals: {name}");
         assert!(most == expected.1.len(), "arrivals are missing: {name}");
         assert!(arrivals.len() == most || trace.steps.len() == MOST, "too many: {name}");
+        let Some((all, arrivals, excepted)) = traced(&case) else { continue };
+        for (found, expected) in [(&all, &expected.0), (&arrivals, &expected.1)] {
+            assert!(expected.starts_with(found), "{found:x?} and {expected:x?} traced: {name}");
+            let missing = expected.len() - found.len();
+            assert!(missing <= usize::from(excepted), "{missing} are missing in a trace: {name}");
+        }
         compared += 1;
         instructions += all.len();
     }

@@ -20,3 +20,5 @@ mod hooks;
 mod memory_hooks;
 #[path = "machine_api/process.rs"]
 mod process;
+#[path = "machine_api/traces.rs"]
+mod traces;

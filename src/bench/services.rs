@@ -15,7 +15,7 @@ use super::{Contender, Effort, Failure, Race, each, run_to_halt};
 use crate::case::Case;
 use crate::engine::Engine;
 use crate::engine::silicon::Silicon;
-use crate::exec::{Machine, Vcpu};
+use crate::exec::{Machine, TraceOf, Traced, Vcpu};
 use crate::guest::{GuestAddress, Permissions};
 
 /// All of them.
@@ -32,6 +32,8 @@ pub fn services(effort: Effort) -> Result<Vec<Race>, Failure> {
         hooked(Hooked::Code, effort.pick(3_000, 200_000))?,
         hooked(Hooked::Block, effort.pick(3_000, 200_000))?,
         hooked(Hooked::Memory, effort.pick(3_000, 200_000))?,
+        hooked(Hooked::TracedCode, effort.pick(100_000, 10_000_000))?,
+        hooked(Hooked::TracedBlock, effort.pick(100_000, 10_000_000))?,
         scaling(effort.pick(10_000_000, 200_000_000))?,
     ])
 }
@@ -164,6 +166,9 @@ pub(super) enum Hooked {
     Code,
     Block,
     Memory,
+    /// No call, but what is noted instead of one.
+    TracedCode,
+    TracedBlock,
 }
 
 /// A loop of one block, which has one event of the kind in a round; its other costs are in the figure.
@@ -173,7 +178,7 @@ fn hooked(kind: Hooked, rounds: u64) -> Result<Race, Failure> {
         a.set_label(&mut again)?;
         match kind {
             Hooked::Memory => a.mov(rax, qword_ptr(rsi))?,
-            Hooked::Code | Hooked::Block => a.nop()?,
+            _ => a.nop()?,
         }
         a.dec(rcx)?;
         a.jnz(again)?;
@@ -182,7 +187,7 @@ fn hooked(kind: Hooked, rounds: u64) -> Result<Race, Failure> {
     let jit = counted(&program, kind);
     let unicorn = on_unicorn!({
         // Its code hooks are called for each of the loop's three instructions.
-        let events = if matches!(kind, Hooked::Code) { 3 } else { 1 };
+        let events = if matches!(kind, Hooked::Code | Hooked::TracedCode) { 3 } else { 1 };
         let program = Program { rounds: program.rounds * events, ..program };
         super::unicorn::rounds_hooked(&program, kind)
     });
@@ -190,6 +195,8 @@ fn hooked(kind: Hooked, rounds: u64) -> Result<Race, Failure> {
         Hooked::Code => "code hook, a call",
         Hooked::Block => "block hook, a call",
         Hooked::Memory => "memory hook, a call",
+        Hooked::TracedCode => "trace of instructions, an address",
+        Hooked::TracedBlock => "trace of blocks, an address",
     };
     Ok(Race { unicorn, ..Race::of_the_jit(name, "ns", jit) })
 }
@@ -202,12 +209,19 @@ fn counted(program: &Program, kind: Hooked) -> Contender {
         let calls = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&calls);
         let count = move || counted.store(counted.load(Relaxed) + 1, Relaxed);
+        let added = Arc::clone(&calls);
+        let add = move |traced: Traced<'_>| {
+            let sum = traced.addresses().filter(|address| address.0 == CODE).count();
+            added.store(added.load(Relaxed) + sum as u64, Relaxed);
+        };
         let code = GuestAddress(CODE)..=GuestAddress(CODE);
         let data = GuestAddress(DATA)..GuestAddress(DATA + 8);
         match kind {
             Hooked::Code => machine.hook_code(code, move |_| count())?,
             Hooked::Block => machine.hook_blocks(code, move |_| count())?,
             Hooked::Memory => machine.hook_memory(data, move |_| count())?,
+            Hooked::TracedCode => machine.trace(TraceOf::Instructions, code, add)?,
+            Hooked::TracedBlock => machine.trace(TraceOf::Blocks, code, add)?,
         };
         let begun = Instant::now();
         halt(&mut vcpu)?;

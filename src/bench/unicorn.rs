@@ -46,10 +46,11 @@ pub(super) fn rounds(program: &Program) -> Contender {
 pub(super) fn rounds_hooked(program: &Program, hook: Hooked) -> Contender {
     hooked(program, move |unicorn| {
         let counted = match hook {
-            Hooked::Code => {
+            // It has no traces: what its users have in their place.
+            Hooked::Code | Hooked::TracedCode => {
                 unicorn.add_code_hook(1, 0, |unicorn, _, _| *unicorn.get_data_mut() += 1)
             }
-            Hooked::Block => {
+            Hooked::Block | Hooked::TracedBlock => {
                 unicorn.add_block_hook(1, 0, |unicorn, _, _| *unicorn.get_data_mut() += 1)
             }
             Hooked::Memory => {

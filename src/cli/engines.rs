@@ -24,11 +24,11 @@ pub(super) struct WorkerArguments {
 
 /// The names that [`make`] knows, for messages.
 const KNOWN: &str = if cfg!(feature = "unicorn") {
-    "silicon, jit, jit:memory-hooks, jit:code-hooks, jit:block-hooks, unicorn, unicorn:unfiltered, \
-     unicorn:in-process, isolated:silicon, isolated:jit"
+    "silicon, jit, jit:memory-hooks, jit:code-hooks, jit:block-hooks, jit:code-trace, \
+     jit:block-trace, unicorn, unicorn:unfiltered, unicorn:in-process, isolated:silicon, isolated:jit"
 } else {
-    "silicon, jit, jit:memory-hooks, jit:code-hooks, jit:block-hooks, isolated:silicon, \
-     isolated:jit (this build has no Unicorn)"
+    "silicon, jit, jit:memory-hooks, jit:code-hooks, jit:block-hooks, jit:code-trace, \
+     jit:block-trace, isolated:silicon, isolated:jit (this build has no Unicorn)"
 };
 
 /// What the engine that [`make`] makes of these two is called.
@@ -45,7 +45,8 @@ pub(super) fn title(name: &str, number: usize) -> String {
 pub(super) fn make(name: &str, number: usize) -> io::Result<Box<dyn Engine>> {
     match name {
         "silicon" => Ok(Box::new(Silicon::named(&title(name, number))?)),
-        "jit" | "jit:memory-hooks" | "jit:code-hooks" | "jit:block-hooks" => in_process(name),
+        "jit" | "jit:memory-hooks" | "jit:code-hooks" | "jit:block-hooks" | "jit:code-trace"
+        | "jit:block-trace" => in_process(name),
         "unicorn" => isolated(name, "unicorn:crashing"),
         "unicorn:unfiltered" => isolated(name, name),
         "unicorn:in-process" => in_process("unicorn:in-process"),
@@ -71,6 +72,8 @@ fn in_process(name: &str) -> io::Result<Box<dyn Engine>> {
         "jit:memory-hooks" => jit(name, Hooked::Memory),
         "jit:code-hooks" => jit(name, Hooked::Code),
         "jit:block-hooks" => jit(name, Hooked::Blocks),
+        "jit:code-trace" => jit(name, Hooked::TracedCode),
+        "jit:block-trace" => jit(name, Hooked::TracedBlocks),
         #[cfg(feature = "unicorn")]
         "unicorn:in-process" => Ok(Box::new(Unicorn::new()?)),
         #[cfg(feature = "unicorn")]

@@ -10,7 +10,7 @@ use super::case_memory::CaseMemory;
 use super::watchdog::{Stop, Watchdog};
 use super::{Capabilities, Engine, Unsupported, Visible};
 use crate::case::{Action, Case, ExceptionVector, MapModel, Mapping, Outcome, Trigger};
-use crate::exec::{Exit, Figures, Kick, Machine, MachineError, Vcpu};
+use crate::exec::{Exit, Figures, Kick, Machine, MachineError, TraceOf, Vcpu};
 use crate::guest::{State, Xstate};
 use crate::memory::{Backing, MapError};
 
@@ -34,8 +34,12 @@ pub enum Hooked {
     Memory,
     /// … each instruction, …
     Code,
-    /// … or each arrival of control.
+    /// … each arrival of control, …
     Blocks,
+    /// … or each instruction is traced, …
+    TracedCode,
+    /// … or each arrival.
+    TracedBlocks,
 }
 
 /// See the file's head.
@@ -76,10 +80,16 @@ impl Room {
             Hooked::Memory => drop(machine.hook_memory(.., |_| {}).expect("nothing is mapped")),
             Hooked::Code => drop(machine.hook_code(.., |_| {}).expect("a range of all")),
             Hooked::Blocks => drop(machine.hook_blocks(.., |_| {}).expect("a range of all")),
+            Hooked::TracedCode => trace(&machine, TraceOf::Instructions),
+            Hooked::TracedBlocks => trace(&machine, TraceOf::Blocks),
         }
         let vcpu = machine.vcpu()?;
         Ok(Self { machine, vcpu, present: Vec::new(), used: 0 })
     }
+}
+
+fn trace(machine: &Machine, of: TraceOf) {
+    machine.trace(of, .., |_| {}).expect("the first trace, of a range of all");
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

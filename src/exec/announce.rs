@@ -13,6 +13,7 @@ use super::exit::Exit;
 use super::hook_context::HookContext;
 use super::hooks::Span;
 use super::shared::{Running, Shared};
+use super::trace::Noted;
 use super::vcpu::{End, Handled, Vcpu};
 use crate::code::Pinned;
 use crate::code::sync::Arc;
@@ -23,15 +24,18 @@ use crate::guest::GuestAddress;
 pub(super) struct Place {
     /// If RIP is this …
     at: GuestAddress,
-    /// … control came there without a branch from the block or the instruction here, or, if both are
-    /// the same, hooks of the instruction there have been called, and it is not done yet.
+    /// … control came there without a branch from the block or the instruction here, …
     from: Option<GuestAddress>,
+    /// … hooks of the instruction there have been called, and it is not done yet, …
+    announced: bool,
+    /// … or hooks have been told of all that came before, how control came there included.
+    settled: bool,
 }
 
 impl Place {
     /// Control came to `at` from the instruction before, in the block at `from`.
     pub(super) fn inside(&mut self, at: GuestAddress, from: GuestAddress) {
-        *self = Self { at, from: Some(from) };
+        *self = Self { at, from: Some(from), ..Self::default() };
     }
 
     /// Control came to RIP by a branch, or nobody knows how.
@@ -39,24 +43,43 @@ impl Place {
         *self = Self::default();
     }
 
+    /// The same, but hooks that have been called have been called.
+    pub(super) fn arrived(&mut self) {
+        self.from = None;
+    }
+
     /// The instruction at `at` has been announced, and control there too.
-    pub(super) fn told(at: GuestAddress) -> Self {
-        Self { at, from: Some(at) }
+    pub(super) fn tell(&mut self, at: GuestAddress) {
+        self.forget_others(at);
+        (self.at, self.announced) = (at, true);
+    }
+
+    /// From here on blocks tell hooks all that there is to tell.
+    fn settle(&mut self) {
+        (self.announced, self.settled) = (false, true);
     }
 
     /// Whether hooks of the instruction at `pc` have been called.
     pub(super) fn is_announced(self, pc: GuestAddress) -> bool {
-        self.at == pc && self.from == Some(pc)
+        self.at == pc && self.announced
     }
 
-    /// Whether control came to `pc` from inside of a span without a branch, or has been announced.
+    /// Whether hooks need not hear of control at `pc`: it came there from inside of a span without a branch, or
+    /// has been announced.
     pub(super) fn continues(self, pc: GuestAddress, span: Span) -> bool {
+        self.is_announced(pc) || !self.settled && self.comes_inside(pc, span)
+    }
+
+    /// Whether control came to `pc` from inside of a span without a branch.
+    pub(super) fn comes_inside(self, pc: GuestAddress, span: Span) -> bool {
         self.at == pc && self.from.is_some_and(|from| span.contains(from))
     }
 
     /// Forgets what is not about RIP: the host may have moved it.
     fn forget_others(&mut self, pc: GuestAddress) {
-        self.from = self.from.filter(|_| self.at == pc);
+        if self.at != pc {
+            *self = Self::default();
+        }
     }
 }
 
@@ -112,7 +135,8 @@ impl Vcpu {
         self.pc = pc;
         self.place.forget_others(pc);
         // The block may be gone afterwards.
-        let left = if counted { self.not_executed(running.core()) } else { 0 };
+        let wanted = counted || self.hooks.recorded().is_some();
+        let undone = wanted.then(|| self.undone(running.core())).unwrap_or_default();
         running.release();
         let stop = pinned.unpinned(|| {
             let stop = self.tell(shared, pc, arrival);
@@ -123,32 +147,39 @@ impl Vcpu {
         // epoch is not pinned any more.
         let current = shared.gates.generation() == self.generation;
         if current && self.pc == pc && !stop && !self.trap && !self.gate.is_requested() {
-            // Until now the block has told all that there is to tell.
-            self.place = Place::default();
+            self.place.settle();
             let block = self.memory.block_mut();
             block.entry = block.exit_address;
             return Handled::Resume;
         }
-        self.memory.block_mut().budget += i64::from(left);
+        if counted {
+            self.memory.block_mut().budget += i64::from(undone.0);
+        }
+        self.take_back(undone.1);
         if self.pc != pc {
             self.place.elsewhere();
         }
         Handled::End(if stop { End::Exit(Exit::Stopped) } else { End::Go })
     }
 
-    /// How many of its instructions a block that was left by a call has taken off the budget and not executed.
-    fn not_executed(&self, core: &Core) -> u16 {
+    /// How many of its instructions a block that was left by a call has not executed, and what it has noted of the
+    /// first of them, which is at RIP.
+    fn undone(&mut self, core: &Core) -> (u16, Noted) {
         let Some(located) = core.cache.locate(self.memory.block().exit_address - 1) else {
-            return 0;
+            return Default::default();
         };
         let translated = located.translated();
         let done = translated.side_entry(located.offset).map_or(0, |entry| entry.index);
-        translated.instructions - done
+        if done > 0 {
+            self.place.inside(self.pc, located.block.key.pc);
+        }
+        (translated.instructions - done, Noted::of(translated, located.offset))
     }
 
     /// Calls the hooks that are due at `pc`; whether one wants the run to end.
     fn tell(&mut self, shared: &Shared, pc: GuestAddress, arrival: bool) -> bool {
-        let place = std::mem::replace(&mut self.place, Place::told(pc));
+        let place = self.place;
+        self.place.tell(pc);
         let hooks = Arc::clone(&self.hooks);
         let mut context = HookContext { vcpu: self, shared, stop: false };
         for closure in hooks.due(pc, place, arrival) {

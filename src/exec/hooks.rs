@@ -28,10 +28,11 @@ use smallvec::SmallVec;
 
 use super::announce::Place;
 use super::hook_context::{HookContext, MemoryAccess};
+use super::trace::Traced;
 use crate::code::sync::{Arc, AtomicBool, Mutex, Ordering, PoisonError};
 use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE};
 use crate::memory::MapError;
-use crate::translate::Announced;
+use crate::translate::{Announced, Recorded, TraceOf};
 
 /// Names a hook, to remove it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +44,9 @@ pub enum HookError {
     /// There is no address in the range.
     #[error("a hook needs a range of at least one address")]
     EmptyRange,
+    /// A machine has one trace.
+    #[error("there is a trace already")]
+    Traced,
     /// The host refuses to protect the pages of the range.
     #[error("memory cannot be hooked: {0}")]
     Memory(#[from] MapError),
@@ -91,6 +95,7 @@ impl Span {
 }
 
 type CodeCall = dyn FnMut(&mut HookContext<'_>) + Send;
+pub(super) type TraceCall = dyn FnMut(Traced<'_>) + Send;
 pub(super) type MemoryCall = dyn FnMut(&MemoryAccess<'_>) + Send;
 
 /// A closure with its place.
@@ -112,7 +117,8 @@ impl<Call: ?Sized> Clone for Hook<Call> {
 pub(super) struct CodeHooks {
     code: Vec<Hook<CodeCall>>,
     blocks: Vec<Hook<CodeCall>>,
-    /// Their spans.
+    trace: Option<(TraceOf, Hook<TraceCall>)>,
+    /// Spans of the first two.
     of_code: Vec<(GuestAddress, GuestAddress)>,
     of_blocks: Vec<(GuestAddress, GuestAddress)>,
 }
@@ -123,6 +129,7 @@ impl fmt::Debug for CodeHooks {
             .debug_struct("CodeHooks")
             .field("code", &self.of_code)
             .field("blocks", &self.of_blocks)
+            .field("trace", &self.recorded())
             .finish_non_exhaustive()
     }
 }
@@ -136,7 +143,18 @@ impl CodeHooks {
     }
 
     fn is_empty(&self) -> bool {
-        self.code.is_empty() && self.blocks.is_empty()
+        self.code.is_empty() && self.blocks.is_empty() && self.trace.is_none()
+    }
+
+    /// What is traced.
+    pub(super) fn recorded(&self) -> Option<Recorded> {
+        let (of, Hook { span, .. }) = self.trace.as_ref()?;
+        Some(Recorded { of: *of, span: (span.first, span.last) })
+    }
+
+    /// Whoever is given the trace.
+    pub(super) fn traced(&self) -> Option<&Closure<TraceCall>> {
+        self.trace.as_ref().map(|(_, hook)| &*hook.closure)
     }
 
     /// The closures to be called at `pc`, where control may have arrived, or just goes on.
@@ -226,6 +244,22 @@ impl Hooks {
         id
     }
 
+    /// Nothing if there is a trace already.
+    pub(super) fn add_trace(
+        &mut self,
+        (of, span): (TraceOf, Span),
+        call: impl FnMut(Traced<'_>) + Send + 'static,
+    ) -> Option<HookId> {
+        if self.on.trace.is_some() {
+            return None;
+        }
+        let id = self.new_id();
+        let closure: Arc<Closure<TraceCall>> = Closure::new(call);
+        Arc::make_mut(&mut self.on).trace = Some((of, Hook { id, span, closure }));
+        self.note_change();
+        Some(id)
+    }
+
     /// The caller then traps [`Self::trapped_below`].
     pub(super) fn add_memory(
         &mut self,
@@ -248,6 +282,11 @@ impl Hooks {
             hook.closure.removed.store(true, Ordering::Release);
             self.note_change();
             return Some((hook.span, Removed::Code(hook.closure)));
+        }
+        if let Some((_, hook)) = on.trace.take_if(|(_, hook)| hook.id == id) {
+            hook.closure.removed.store(true, Ordering::Release);
+            self.note_change();
+            return Some((hook.span, Removed::Trace(hook.closure)));
         }
         let place = self.memory.iter().position(|hook| hook.id == id)?;
         let hook = self.memory.remove(place);
@@ -282,7 +321,11 @@ impl Hooks {
 
     /// What of the guest's code blocks are to announce.
     pub(super) fn announced(&self) -> Announced<'_> {
-        Announced { instructions: &self.on.of_code, arrivals: &self.on.of_blocks }
+        Announced {
+            instructions: &self.on.of_code,
+            arrivals: &self.on.of_blocks,
+            recorded: self.on.recorded(),
+        }
     }
 
     /// Whether only the run loop may pass the instruction at `pc`.
@@ -300,7 +343,9 @@ impl Hooks {
         if !self.on_code {
             return u64::MAX;
         }
-        let spans = self.on.of_blocks.iter().map(|(first, _)| *first);
+        let traced = self.on.recorded().filter(|recorded| recorded.of == TraceOf::Blocks);
+        let traced = traced.map(|recorded| recorded.span.0);
+        let spans = self.on.of_blocks.iter().map(|(first, _)| *first).chain(traced);
         let ends = spans.chain(self.breakpoints.iter().copied()).filter(|&end| end > pc);
         ends.map(|end| end.0 - pc.0).min().unwrap_or(u64::MAX)
     }
@@ -330,6 +375,7 @@ impl Hooks {
 pub(super) enum Removed {
     Code(#[expect(dead_code, reason = "kept to be dropped")] Arc<Closure<CodeCall>>),
     Memory(#[expect(dead_code, reason = "kept to be dropped")] Arc<Closure<MemoryCall>>),
+    Trace(#[expect(dead_code, reason = "kept to be dropped")] Arc<Closure<TraceCall>>),
 }
 
 impl Removed {

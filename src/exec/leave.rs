@@ -4,9 +4,9 @@
 
 use iced_x86::Register;
 
-use super::announce::Place;
 use super::core::Core;
 use super::shared::Shared;
+use super::trace::Noted;
 use super::vcpu::{End, Fault, Handled, Vcpu, lost};
 use crate::code::{CodeCache, Key, Pinned};
 use crate::guest::GuestAddress;
@@ -47,7 +47,7 @@ impl Vcpu {
                 }
                 self.pc = pc;
                 // Others were executed before one that a jump has led to.
-                if host != self.first {
+                if host != self.first || self.has_struck() {
                     self.place.elsewhere();
                 }
                 let wanted = !self.gate.is_requested() && !self.on_code;
@@ -114,8 +114,9 @@ impl Vcpu {
             Some(done) => {
                 let left = translated.instructions - done;
                 self.leave_within(branch, (pc, done), left, counted);
+                self.take_back(Noted::of(translated, offset - 1));
                 if translated.is_announced(branch, offset) {
-                    self.place = Place::told(branch);
+                    self.place.tell(branch);
                 }
             }
             None => {
@@ -280,9 +281,10 @@ impl Vcpu {
             self.place.inside(self.pc, block);
         }
         let purpose = entry.recovery.purpose;
-        let before = matches!(purpose, Purpose::Budget | Purpose::Calm);
+        self.take_back(Noted::of(translated, located.offset));
+        let before = matches!(purpose, Purpose::Budget | Purpose::Calm | Purpose::Record);
         if !before && translated.is_announced(self.pc, located.offset) {
-            self.place = Place::told(self.pc);
+            self.place.tell(self.pc);
         }
         self.recover(entry.recovery);
         if counted {

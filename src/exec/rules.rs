@@ -4,8 +4,10 @@
 use super::core::Core;
 use super::hook_context::{HookContext, MemoryAccess};
 use super::hooks::{HookError, HookId, Removed, Span};
+use super::trace::Traced;
 use crate::guest::GuestAddress;
 use crate::memory::MapError;
+use crate::translate::TraceOf;
 
 impl Core {
     /// Retires the code of addresses whose breakpoints or hooks have changed, of which each vCPU is to
@@ -51,6 +53,17 @@ impl Core {
         let id = self.hooks.add_block(span, call);
         self.rules_changed(span);
         id
+    }
+
+    /// Gives `call` a trace of a span.
+    pub(super) fn trace(
+        &mut self,
+        traced: (TraceOf, Span),
+        call: impl FnMut(Traced<'_>) + Send + 'static,
+    ) -> Result<HookId, HookError> {
+        let id = self.hooks.add_trace(traced, call).ok_or(HookError::Traced)?;
+        self.rules_changed(traced.1);
+        Ok(id)
     }
 
     /// Calls `call` before each access to a span.

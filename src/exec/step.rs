@@ -179,7 +179,8 @@ impl Vcpu {
     /// again; `Step`: its memory is not where translated code can reach it.
     pub(super) fn interpret(&mut self, core: &mut Core, fault: Fault) -> End {
         match fault.purpose {
-            Purpose::Poll => return End::Go,
+            // Whoever traces is told before anything goes on.
+            Purpose::Poll | Purpose::Record => return End::Go,
             Purpose::Calm => {
                 self.memory.block_mut().calm = ENTRIES_UNTIL_A_LOOK;
                 core.look_for_calm(self.pc);

@@ -23,6 +23,7 @@ use super::exit::{Exit, vector};
 use super::hooks::CodeHooks;
 use super::kick::Kick;
 use super::shared::{Locked, Running, Shared};
+use super::trace::False;
 use super::vcpu_memory::{HostBase, PollCell, VcpuMemory};
 use crate::code::gate::Gate;
 use crate::code::sync::{Arc, yield_now};
@@ -79,6 +80,7 @@ pub struct Vcpu {
     pub(super) notes_exceptions_only: bool,
     /// The last access that faulted although it was allowed: instruction and address.
     pub(super) retried: Option<(GuestAddress, GuestAddress)>,
+    pub(super) false_arrival: False,
     /// A memory hook has asked for the run to end behind the instruction.
     pub(super) stop_asked: Cell<bool>,
 }
@@ -145,6 +147,7 @@ impl Vcpu {
             first: 0,
             notes_exceptions_only: notes_exceptions_only(),
             retried: None,
+            false_arrival: False::default(),
             stop_asked: Cell::new(false),
         };
         vcpu.reset_jump_cache();
@@ -249,6 +252,7 @@ impl Vcpu {
         let exit = self.run_as(&shared, &mut participant, budget);
         drop(base);
         self.participant = Some(participant);
+        self.deliver();
         exit
     }
 
@@ -275,7 +279,13 @@ impl Vcpu {
             if left == Some(0) {
                 return Exit::Budget;
             }
-            self.catch_up(&mut running);
+            if let Err(error) = self.catch_up(&mut running) {
+                return Exit::Host { what: error.to_string() };
+            }
+            if self.memory.records_are_full() {
+                running.release();
+                self.deliver();
+            }
             if self.on_code {
                 match self.meet(shared, &mut running, passing) {
                     Met::Exit(exit) => return exit,
@@ -314,23 +324,32 @@ impl Vcpu {
     }
 
     /// Notices that code was invalidated or that hooks have changed.
-    fn catch_up(&mut self, running: &mut Running<'_>) {
+    fn catch_up(&mut self, running: &mut Running<'_>) -> io::Result<()> {
         let generation = self.shared.gates.generation();
         if self.generation != generation {
+            if !self.memory.records().is_empty() {
+                running.release();
+                self.deliver();
+            }
             self.reset_jump_cache();
             let core = running.core();
             self.on_code = core.hooks.on_code;
             self.hooks = Arc::clone(core.hooks.on());
             self.memory.block_mut().need(core.extended);
+            if self.hooks.recorded().is_some() {
+                self.memory.open_records()?;
+            }
             self.generation = generation;
         }
         if !self.on_code {
             self.place = Place::default();
         }
+        Ok(())
     }
 
     fn step_counted(&mut self, core: &mut Locked<'_>, left: &mut Option<u64>) -> End {
         let (trap, pc) = (self.trap, self.pc);
+        let traced = self.on_code && self.is_traced(self.place);
         let end = self.step(core);
         let done = match &end {
             Stepped::Done => true,
@@ -342,6 +361,9 @@ impl Vcpu {
             self.executed += 1;
         }
         if self.on_code && (done || self.pc != pc) {
+            if traced {
+                self.note_traced(pc);
+            }
             self.note_step(pc);
         }
         match end {
@@ -384,12 +406,16 @@ impl Vcpu {
         block.budget = left.unwrap_or(0) as i64;
         self.first = host;
         let mut resumes = false;
+        self.expect_arrival();
         let end = loop {
             if !self.enter(shared, running) {
                 break if resumes { self.back_out(running.core(), key.counted) } else { End::Go };
             }
             match self.handle(shared, &mut pinned, running, key.counted) {
-                Handled::Start => resumes = false,
+                Handled::Start => {
+                    resumes = false;
+                    self.expect_arrival();
+                }
                 Handled::Resume => resumes = true,
                 Handled::End(end) => break end,
             }
@@ -409,6 +435,9 @@ impl Vcpu {
         let current = self.gate.enter(&shared.gates) == self.generation;
         if current {
             self.memory.enter(shared.door);
+            if self.on_code {
+                self.strike();
+            }
         }
         self.gate.leave();
         if current && shared.door.leads_to(self.x87_instruction_pointer()) {

@@ -18,7 +18,12 @@ const GUARD_BYTES: usize = 64 << 10;
 const ACCESSIBLE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const SLOT_PAGE: usize = SLOT_BYTES / 2;
 const BLOCK_AT: usize = GUARD_BYTES + STACK_BYTES;
-const TOTAL: usize = BLOCK_AT + size_of::<VcpuBlock>() + PROBE_REACH;
+/// Addresses that can be noted before somebody has to look at them.
+const RECORDS: usize = 4096;
+const RECORDS_AT: usize = BLOCK_AT + size_of::<VcpuBlock>() + PROBE_REACH;
+const RECORD_BYTES: usize = RECORDS * size_of::<u64>();
+/// With a page behind the notes, which faults.
+const TOTAL: usize = RECORDS_AT + RECORD_BYTES + SLOT_PAGE;
 
 /// No page can be mapped here.
 pub(super) const FAULTING: u64 = 8;
@@ -228,6 +233,71 @@ impl VcpuMemory {
             self.slot[page] = wanted;
         }
         Ok(())
+    }
+
+    /// Makes room for what translated code notes.
+    pub(super) fn open_records(&mut self) -> io::Result<()> {
+        if self.block().record != 0 {
+            return Ok(());
+        }
+        let start = self.records_start();
+        // SAFETY: pages of our own mapping, which nobody uses yet.
+        if unsafe { libc::mprotect(start.cast(), RECORD_BYTES, ACCESSIBLE) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.block_mut().record = start as u64;
+        Ok(())
+    }
+
+    fn records_start(&self) -> *mut u64 {
+        // SAFETY: inside the mapping; page-aligned, since it begins and all its parts are.
+        unsafe { self.pages.start.as_ptr().add(RECORDS_AT).cast() }
+    }
+
+    /// What was noted and not given to anybody yet.
+    pub(super) fn records(&self) -> &[u64] {
+        let Some(bytes) = self.block().record.checked_sub(self.records_start() as u64) else {
+            return &[];
+        };
+        let count = (bytes as usize / size_of::<u64>()).min(RECORDS);
+        // SAFETY: readable pages once `record` is set, any bit pattern is valid, and guest code, which alone
+        // writes to them from elsewhere, runs only inside `enter`.
+        unsafe { std::slice::from_raw_parts(self.records_start(), count) }
+    }
+
+    pub(super) fn records_are_full(&self) -> bool {
+        self.records().len() == RECORDS
+    }
+
+    /// Notes one more; there has to be room.
+    pub(super) fn push_record(&mut self, word: u64) {
+        let count = self.records().len();
+        assert!(self.block().record != 0 && count < RECORDS, "room for notes was made before");
+        // SAFETY: inside the notes' pages, as was just asserted, and nothing borrows them.
+        unsafe { self.records_start().add(count).write(word) };
+        self.block_mut().record += size_of::<u64>() as u64;
+    }
+
+    /// Takes the `index`-th out.
+    pub(super) fn remove_record(&mut self, index: usize) {
+        let count = self.records().len();
+        assert!(index < count, "there is no such note");
+        let place = self.records_start();
+        // SAFETY: both are inside of what was noted, and nothing borrows it.
+        unsafe { std::ptr::copy(place.add(index + 1), place.add(index), count - index - 1) };
+        self.block_mut().record -= size_of::<u64>() as u64;
+    }
+
+    pub(super) fn remove_last_record(&mut self) {
+        if let Some(last) = self.records().len().checked_sub(1) {
+            self.remove_record(last);
+        }
+    }
+
+    pub(super) fn clear_records(&mut self) {
+        if self.block().record != 0 {
+            self.block_mut().record = self.records_start() as u64;
+        }
     }
 
     /// Runs translated code from `block.entry` until it leaves.

@@ -128,6 +128,9 @@ pub enum Purpose {
     /// Counts entries of blocks that check themselves: a fault means that there were many. Nothing of the
     /// block was executed.
     Calm,
+    /// Notes the guest instruction's address in a trace: a fault means that there is no room. Nothing of the
+    /// instruction was executed.
+    Record,
     /// The block's account: a fault means that the budget does not cover the block, of which
     /// nothing was executed.
     Budget,
@@ -242,6 +245,15 @@ impl<'a> TranslatedBlock<'a> {
     pub fn is_announced(&self, at: GuestAddress, offset: u32) -> bool {
         let before = self.exits.iter().take_while(|exit| exit.offset <= offset);
         before.clone().any(|exit| exit.leave == Leave::Announce { at })
+    }
+
+    /// Whether the instruction in hand at an offset was noted in a trace before it.
+    #[must_use]
+    pub fn is_recorded(&self, offset: u32) -> bool {
+        let after = self.side_table.partition_point(|entry| entry.host <= offset);
+        let Some((here, before)) = self.side_table[..after].split_last() else { return false };
+        let own = before.iter().rev().take_while(|entry| entry.index == here.index);
+        own.into_iter().any(|entry| entry.recovery.purpose == Purpose::Record)
     }
 
     /// The way out whose `call` returns to this offset.

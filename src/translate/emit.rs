@@ -284,6 +284,24 @@ impl Emitter {
         });
     }
 
+    /// Notes an address in the trace; faults where there is no room. Uses R14.
+    pub(super) fn record(&mut self, address: u64) {
+        self.with_purpose(Purpose::Record, |emitter| {
+            dynasm!(emitter.ops; .arch x64; mov r14, [rsp + at::RECORD]);
+            if let Ok(short) = i32::try_from(address as i64) {
+                dynasm!(emitter.ops; .arch x64; mov QWORD [r14], short);
+            } else {
+                let (low, high) = (address as i32, (address >> 32) as i32);
+                dynasm!(emitter.ops; .arch x64; mov DWORD [r14], low; mov DWORD [r14 + 4], high);
+            }
+            dynasm!(emitter.ops
+                ; .arch x64
+                ; lea r14, [r14 + 8]
+                ; mov [rsp + at::RECORD], r14
+            );
+        });
+    }
+
     /// Takes the block's instructions off the budget; faults where that makes it negative. Uses R14.
     /// Gives the place of their number, for [`Self::set_account`].
     pub(super) fn account(&mut self, shape: ProbeShape) -> u32 {

@@ -80,6 +80,36 @@ pub struct Announced<'a> {
     pub instructions: &'a [(GuestAddress, GuestAddress)],
     /// Each arrival of control: blocks end where such a range begins.
     pub arrivals: &'a [(GuestAddress, GuestAddress)],
+    /// What is noted in a trace.
+    pub recorded: Option<Recorded>,
+}
+
+/// A range of guest addresses, first and last, and what of it is noted in a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// Of what.
+    pub of: TraceOf,
+    /// From where.
+    pub span: (GuestAddress, GuestAddress),
+}
+
+/// What a trace has the addresses of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TraceOf {
+    /// Every instruction.
+    Instructions,
+    /// Every instruction at which control arrives: by a branch, behind an instruction that transfers control, by
+    /// falling in from outside of the traced range.
+    Blocks,
+}
+
+impl Announced<'_> {
+    /// Whether control that comes from `from` to `to` without a branch is told to nobody.
+    fn continues(&self, from: GuestAddress, to: GuestAddress) -> bool {
+        let traced = self.recorded.filter(|recorded| recorded.of == TraceOf::Blocks);
+        let traced = traced.map(|recorded| recorded.span);
+        self.arrivals.iter().copied().chain(traced).any(|span| is_in(span, from) && is_in(span, to))
+    }
 }
 
 /// See the file's head.
@@ -116,7 +146,7 @@ struct Work<'a> {
     /// A poll was emitted before the instruction before the one in hand.
     polled: bool,
     extended: Extended,
-    /// It has announced something.
+    /// It has announced or noted something.
     announces: bool,
 }
 
@@ -250,14 +280,7 @@ impl Translator {
     /// Goes on at `pc`, where control would have come without a block's end. That is no arrival for whoever
     /// has heard of the block's own, so that the run loop has to see to it.
     fn fall_through(&mut self, work: &mut Work<'_>, pc: GuestAddress) {
-        let start = work.request.pc;
-        if work
-            .request
-            .announced
-            .arrivals
-            .iter()
-            .any(|span| is_in(*span, start) && is_in(*span, pc))
-        {
+        if work.request.announced.continues(work.request.pc, pc) {
             return work.emitter.leave(Stub::Next, Leave::Next { target: pc });
         }
         self.go_on(work, pc);
@@ -273,6 +296,7 @@ impl Translator {
         // executed as one.
         let poll = class == Class::Plain && work.is_backward_branch(start + instruction.len());
         let mark = work.emitter.mark();
+        work.record();
         if work.announce() {
             // Whoever is told may change registers.
             self.known = Known::default();
@@ -319,7 +343,7 @@ impl Translator {
             (Ok(()), Flow::End) => {}
             (Err(NeedsAssist), _) => {
                 // What was emitted before that was known may have borrowed registers. The run loop announces
-                // what it executes.
+                // and notes what it executes.
                 work.emitter.rewind(&mark);
                 work.assist_to(instruction);
                 work.done += instruction.len() as u32;
@@ -381,6 +405,18 @@ impl Work<'_> {
         self.emitter.leave(stub, Leave::Announce { at });
         self.announces = true;
         true
+    }
+
+    /// Notes the next instruction in the trace, if that is wanted.
+    fn record(&mut self) {
+        let (at, first) = (self.pc(), self.done == 0);
+        let wanted = self.request.announced.recorded.is_some_and(|Recorded { of, span }| {
+            is_in(span, at) && (first || of == TraceOf::Instructions)
+        });
+        if wanted {
+            self.emitter.record(at.0);
+            self.announces = true;
+        }
     }
 
     /// The address of the next instruction.

@@ -84,6 +84,8 @@ pub struct VcpuBlock {
     pub thread: u64,
     /// A word that polls may load: nothing is asked.
     pub quiet: u64,
+    /// Host address at which the next traced address is noted; a store to it faults where there is no room.
+    pub record: u64,
     /// The guest's extended state while it is out of the code cache.
     pub xsave: XsaveArea,
     /// An operand that cannot be reached in the window.
@@ -149,6 +151,7 @@ pub(crate) mod at {
         GS_BASE = gs_base;
         BUDGET = budget;
         CALM = calm;
+        RECORD = record;
         RFLAGS = rflags;
         ENTRY = entry;
         EXIT_ADDRESS = exit_address;
