@@ -23,8 +23,8 @@ use iced_x86::{Code, Decoder, DecoderOptions, OpKind, Register};
 use sources::{Source, Sources};
 use tregion::guest::GuestAddress;
 use tregion::translate::{
-    Announced, Class, Exit, Extended, Relocation, Request, SideEntry, TranslatedBlock, Translator,
-    X87Opcode, class, patchable,
+    Announced, Class, Exit, Extended, Recorded, Relocation, Request, SideEntry, TraceOf,
+    TranslatedBlock, Translator, X87Opcode, class, patchable,
 };
 
 /// Sources translated, unless the environment says otherwise.
@@ -98,6 +98,8 @@ fn blocks(
         let checked = variant & 2 != 0 && pc.0 < 1 << bits;
         let part = [(pc.wrapping_add(pc.0 % 16), pc.wrapping_add(40))];
         let patched = patchable(&source.code[done..], pc);
+        let of = if variant & 128 != 0 { TraceOf::Blocks } else { TraceOf::Instructions };
+        let traced = Some(Recorded { of, span: part[0] });
         let request = Request {
             pc,
             code: &source.code[done..],
@@ -108,6 +110,7 @@ fn blocks(
             announced: Announced {
                 instructions: if variant & 48 == 16 { &part } else { &[] },
                 arrivals: if variant & 48 == 32 { &part } else { &[] },
+                recorded: traced.filter(|_| variant & 64 != 0),
             },
             patched: if checked && variant & 8 != 0 { &patched } else { &[] },
         };
@@ -158,7 +161,7 @@ fn nothing_reaches_beyond_the_window_and_the_block() {
             break;
         }
         let source = sources_of.next(index);
-        let variant = sources_of.below(64);
+        let variant = sources_of.below(256);
         let which = sources_of.below(4) as usize;
         let translator = &mut translators[which];
         for block in blocks(translator, &source, (variant, bits[which]), &mut bad) {
@@ -178,6 +181,7 @@ fn nothing_reaches_beyond_the_window_and_the_block() {
     assert!(figures.probes * 2 < figures.window_accesses * 3, "addresses are known now and then");
     assert!(figures.strings > 0 && figures.exits > number, "everything is among them");
     assert!(figures.announcements > number / 10, "blocks with hooks too");
+    assert!(figures.notes > number / 10, "blocks with a trace too");
     assert!(figures.loops > 100 && figures.facts_of_loops > 100, "loops without probes too");
 }
 

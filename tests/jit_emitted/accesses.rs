@@ -3,7 +3,7 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 use tregion::translate::{Class, class};
 
-use crate::checker::{Checker, RDI, is_plain_slot, is_relocation, writes};
+use crate::checker::{Checker, RDI, is_note, is_plain_slot, is_relocation, writes};
 use crate::fields;
 use crate::symbolic::{Form, Origin};
 
@@ -27,6 +27,7 @@ impl Checker<'_> {
                 _ if no_access => {}
                 OpKind::Memory if is_in_block(instruction) => self.block_access(instruction),
                 OpKind::Memory if self.is_poll(instruction) => self.state.polled = true,
+                OpKind::Memory if is_note(instruction) => self.note(instruction),
                 OpKind::Memory => self.window_operand(instruction),
                 OpKind::MemorySegRSI => self.window_register(instruction, 6),
                 OpKind::MemorySegRDI => self.window_register(instruction, RDI),
@@ -50,6 +51,9 @@ impl Checker<'_> {
         let access = used.first().map_or(OpAccess::ReadWrite, |used| used.access());
         let index = instruction.memory_index();
         if index == Register::None {
+            if offset == i64::from(fields::RECORD) && writes(access) {
+                self.end_of_note(instruction);
+            }
             if !fields::allowed(offset, bytes, writes(access)) {
                 self.complain(instruction, "not a word of the block that code may use so");
             }
@@ -73,6 +77,34 @@ impl Checker<'_> {
             && instruction.memory_displacement64() == 0
             && !instruction.has_segment_prefix()
             && self.symbols.origin_of(form) == Some(&Origin::Slot(fields::POLL))
+    }
+
+    /// A constant goes to where the trace goes on, as R14 says.
+    fn note(&mut self, instruction: &Instruction) {
+        let (bytes, place) =
+            (instruction.memory_size().size() as u64, self.state.registers[14].clone());
+        let start = self.symbols.of(Origin::Slot(fields::RECORD));
+        let notes = place.plus(&start, u64::MAX).as_constant();
+        let half = instruction.memory_displacement64();
+        let noted =
+            if half == 0 { bytes } else { self.noted.take().map_or(0, |(_, noted)| noted + bytes) };
+        if notes.is_none_or(|notes| !notes.is_multiple_of(8)) || half + bytes != noted || noted > 8
+        {
+            self.complain(instruction, "beside the trace");
+        }
+        self.noted = Some((place, noted));
+    }
+
+    /// The trace goes on behind a note that was just made, which faults where there is no room.
+    fn end_of_note(&mut self, instruction: &Instruction) {
+        let Some((place, 8)) = self.noted.take() else {
+            return self.complain(instruction, "a trace goes on without a note");
+        };
+        let next = self.state.registers[14].plus(&place, u64::MAX).as_constant();
+        if instruction.op1_register() != Register::R14 || next != Some(8) {
+            self.complain(instruction, "a trace does not go on behind its note");
+        }
+        self.figures.notes += 1;
     }
 
     /// An operand in the window, which must be near a probed address.

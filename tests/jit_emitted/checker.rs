@@ -36,6 +36,7 @@ pub(crate) struct Figures {
     pub(crate) strings: u64,
     pub(crate) exits: u64,
     pub(crate) announcements: u64,
+    pub(crate) notes: u64,
     pub(crate) loops: u64,
     /// What is known of registers at the start of each pass.
     pub(crate) facts_of_loops: u64,
@@ -50,6 +51,7 @@ impl Figures {
         self.strings += other.strings;
         self.exits += other.exits;
         self.announcements += other.announcements;
+        self.notes += other.notes;
         self.loops += other.loops;
         self.facts_of_loops += other.facts_of_loops;
     }
@@ -72,6 +74,8 @@ pub(crate) struct Checker<'a> {
     /// Offset of the first instruction of the loop in hand, and the states that come back to it.
     pub(crate) head: Option<u64>,
     pub(crate) returning: Vec<State>,
+    /// Where a note is being made for a trace, and how much of it was.
+    pub(crate) noted: Option<(Form, u64)>,
     pub(crate) figures: Figures,
     pub(crate) complaints: Vec<Complaint>,
 }
@@ -92,6 +96,7 @@ pub(crate) fn check(block: &TranslatedBlock<'_>, window_bits: u32) -> (Vec<Compl
         arriving: BTreeMap::new(),
         head: None,
         returning: Vec::new(),
+        noted: None,
         figures: Figures::default(),
         complaints: Vec::new(),
     };
@@ -328,6 +333,9 @@ impl Checker<'_> {
         }
         let polls =
             instruction.code() == Code::Mov_r32_rm32 && instruction.memory_base() == Register::R14;
+        let notes = is_note(instruction)
+            || is_end_of_note(self.code.get(index + 1))
+            || is_end_of_note(Some(instruction));
         let used = self.information.info(instruction).used_registers().to_vec();
         for used in used.iter().filter(|used| used.register().is_gpr()) {
             let number = used.register().full_register().number();
@@ -335,7 +343,7 @@ impl Checker<'_> {
                 used.access(),
                 OpAccess::Write | OpAccess::CondWrite | OpAccess::None | OpAccess::NoMemAccess
             );
-            let allowed = relocates || polls || (string && number == RDI);
+            let allowed = relocates || polls || notes || (string && number == RDI);
             if reads && number != 4 && self.is_host(&self.state.registers[number]) && !allowed {
                 self.complain(instruction, "reads an address of the host's");
             }
@@ -398,6 +406,24 @@ pub(crate) fn is_plain_slot(instruction: &Instruction) -> bool {
 fn is_repeated(instruction: &Instruction) -> bool {
     instruction.is_string_instruction()
         && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
+}
+
+/// `mov [r14 + constant], constant`, which guests' instructions never become.
+pub(crate) fn is_note(instruction: &Instruction) -> bool {
+    matches!(instruction.code(), Code::Mov_rm32_imm32 | Code::Mov_rm64_imm32)
+        && instruction.op0_kind() == OpKind::Memory
+        && instruction.memory_base() == Register::R14
+        && instruction.memory_index() == Register::None
+        && !instruction.has_segment_prefix()
+}
+
+/// A store to the word that says where the trace goes on; what is before it computes that.
+fn is_end_of_note(instruction: Option<&Instruction>) -> bool {
+    instruction.is_some_and(|store| {
+        store.code() == Code::Mov_rm64_r64
+            && is_plain_slot(store)
+            && store.memory_displacement64() == fields::RECORD as u64
+    })
 }
 
 /// `lea rdi, [rdi + r14]`

@@ -15,7 +15,7 @@ const fn word(start: usize, written: bool) -> Field {
     Field { start, bytes: 8, written }
 }
 
-const FIELDS: [Field; 11] = [
+const FIELDS: [Field; 12] = [
     Field { start: offset_of!(VcpuBlock, gpr) + 14 * 8, bytes: 16, written: true },
     Field { start: offset_of!(VcpuBlock, spill), bytes: 4 * 8, written: true },
     word(offset_of!(VcpuBlock, target), true),
@@ -26,10 +26,12 @@ const FIELDS: [Field; 11] = [
     word(offset_of!(VcpuBlock, gs_base), false),
     word(offset_of!(VcpuBlock, budget), true),
     word(offset_of!(VcpuBlock, calm), true),
+    word(offset_of!(VcpuBlock, record), true),
     Field { start: offset_of!(VcpuBlock, slot), bytes: SLOT_BYTES, written: true },
 ];
 
 pub(crate) const POLL: i32 = offset_of!(VcpuBlock, poll) as i32;
+pub(crate) const RECORD: i32 = offset_of!(VcpuBlock, record) as i32;
 pub(crate) const WINDOW: i32 = offset_of!(VcpuBlock, window) as i32;
 pub(crate) const MINUS_WINDOW: i32 = offset_of!(VcpuBlock, minus_window) as i32;
 pub(crate) const FIRST_SPILL: i32 = offset_of!(VcpuBlock, spill) as i32;
@@ -46,5 +48,5 @@ pub(crate) fn allowed(offset: i64, bytes: usize, writes: bool) -> bool {
 
 /// Whether a word at this offset is an address of the host's.
 pub(crate) fn is_host_address(offset: i32) -> bool {
-    [POLL, WINDOW, MINUS_WINDOW].contains(&offset)
+    [POLL, RECORD, WINDOW, MINUS_WINDOW].contains(&offset)
 }
