@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use iced_x86::code_asm::{eax, ecx, ptr, rax, rcx, rdi};
+use iced_x86::code_asm::{eax, ecx, esi, ptr, rax, rcx, rdi};
 use tregion::exec::{Exit, HookError, TraceOf};
 use tregion::guest::{GuestAddress, Permissions};
 
-use crate::guest::{CODE, DATA, Guest, Notes, RAX, RCX, RDI, assemble, guest, range};
+use crate::guest::{CODE, DATA, Guest, Notes, RAX, RCX, RDI, RSI, assemble, guest, range};
 
 /// `mov ecx, n; again: inc rax; nop; dec ecx; jnz again; hlt`, at 0, 5, 8, 9, 11 and 13.
 fn counter(times: u32) -> Guest {
@@ -269,4 +269,45 @@ fn there_is_one_trace_and_it_can_be_taken_away() {
     let arrivals = blocks(&guest);
     guest.run();
     assert_eq!(arrivals.take(), [0, 5, 13]);
+}
+
+#[test]
+fn an_arrival_behind_a_false_one() {
+    // `cpuid; again: mov rax, [rdi]; nop (five times); dec esi; jnz again; hlt`: who comes to `again` at 2 from
+    // above does not arrive there, who jumps there does.
+    let mut guest = guest(|a| {
+        let mut again = a.create_label();
+        a.cpuid().unwrap();
+        a.set_label(&mut again).unwrap();
+        a.mov(rax, ptr(rdi)).unwrap();
+        for _ in 0..5 {
+            a.nop().unwrap();
+        }
+        a.dec(esi).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+    });
+    let end = guest.end - CODE - 1;
+    let arrivals = blocks(&guest);
+    for budget in (8..60).map(Some).chain([None]) {
+        for times in [1, 2, 3, 9] {
+            guest.vcpu.set_gpr(RSI, times as u64);
+            guest.vcpu.set_gpr(RDI, DATA);
+            run_in_pieces(&mut guest, budget);
+            let mut expected = vec![2; times + 1];
+            (expected[0], expected[times]) = (0, end);
+            assert_eq!(arrivals.take(), expected, "{times} times in pieces of {budget:?}");
+        }
+    }
+    // A fault at the second arrival, and at the third.
+    guest.vcpu.set_gpr(RSI, 100);
+    guest.vcpu.set_gpr(RDI, DATA + 0x4000);
+    guest.vcpu.set_rip(GuestAddress(CODE));
+    for expected in [&[0][..], &[]] {
+        assert!(matches!(guest.vcpu.run(None), Exit::Exception { vector: 14, .. }));
+        assert_eq!(arrivals.take(), expected);
+    }
+    guest.vcpu.set_gpr(RDI, DATA);
+    assert_eq!(guest.vcpu.run(None), Exit::Halt);
+    assert_eq!(arrivals.take().len(), 100);
 }
