@@ -14,6 +14,8 @@ pub(crate) struct Bug {
     pub(crate) invariant: String,
     /// How it shows, or `test TARGET::NAME`.
     pub(crate) found_by: String,
+    /// The vendor or the flag in `/proc/cpuinfo` of processors that do what it breaks, if others do not.
+    only_on: Option<String>,
 }
 
 /// A test of the project.
@@ -34,7 +36,14 @@ impl Bug {
     fn new(patch: Patch) -> Result<Self, String> {
         let (breaks, invariant) = (patch.required("Breaks: ")?, patch.required("Invariant: ")?);
         let found_by = patch.required("Found by: ")?;
-        Ok(Self { patch, breaks, invariant, found_by })
+        let only_on = patch.head("Only on: ").map(str::to_owned);
+        Ok(Self { patch, breaks, invariant, found_by, only_on })
+    }
+
+    /// Whether a processor with this vendor and these flags does what it breaks.
+    pub(crate) fn is_of(&self, processor: &str) -> bool {
+        let mut words = processor.split_whitespace();
+        self.only_on.as_deref().is_none_or(|only| words.any(|word| word == only))
     }
 
     pub(crate) fn name(&self) -> &str {

@@ -65,7 +65,9 @@ fn run(options: &Options) -> Result<bool, String> {
         report.write_document(&workshop.root)?;
         return Ok(true);
     }
-    let wanted: Vec<&Bug> = bugs.iter().filter(|bug| options.wants(bug.name())).collect();
+    let processor = ["vendor_id", "flags"].map(report::of_processor).join(" ");
+    let wanted = bugs.iter().filter(|bug| options.wants(bug.name()));
+    let (wanted, elsewhere): (Vec<&Bug>, Vec<&Bug>) = wanted.partition(|bug| bug.is_of(&processor));
     let names = |word: &String| bugs.iter().any(|bug| bug.name().contains(word));
     if let Some(word) = options.words.iter().find(|word| !names(word)) {
         return Err(format!("no bug has `{word}` in its name"));
@@ -81,6 +83,10 @@ fn run(options: &Options) -> Result<bool, String> {
         outcomes.push(outcome);
     }
     let found = outcomes.iter().filter(|outcome| outcome.is_found()).count();
+    if !elsewhere.is_empty() {
+        let names: Vec<&str> = elsewhere.iter().map(|bug| bug.name()).collect();
+        println!("not on this processor: {}", names.join(", "));
+    }
     println!("{}", report::last_line(&outcomes));
     Ok(found == outcomes.len() && sound.unwrap_or(true))
 }

@@ -99,7 +99,8 @@ what the last runs have left in the target folder.
 *Cases* and *seconds* are those up to the first difference that is not a known one, the search for its culprit
 included; *size* is the number of instructions that the smallest case found for it executes. A *hang* is found by
 the engine's own watchdog, or because the engine's process gave no answer in its time; a campaign or a test that has
-to be stopped from outside has found nothing.
+to be stopped from outside has found nothing. Some bugs are in what not all
+processors do ([hosts](hosts.md)): their heads say so, and on other hosts they are left out.
 ";
 
 const TABLE_HEAD: &str = "\
@@ -145,11 +146,16 @@ pub(crate) fn last_line(outcomes: &[Outcome]) -> String {
     )
 }
 
+/// What the kernel says of the first processor.
+pub(crate) fn of_processor(what: &str) -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix(what)?.split_once(": "));
+    value.map_or("unknown", |(_, value)| value).to_owned()
+}
+
 /// The processor's name, and how many there are.
 fn machine() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let model = model.map_or("an unknown processor", |(_, model)| model);
+    let model = of_processor("model name");
     let count = std::thread::available_parallelism().map_or(1, usize::from);
     format!("{model}, {count} logical processors, of which a campaign uses one")
 }

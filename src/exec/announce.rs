@@ -136,7 +136,7 @@ impl Vcpu {
         self.place.forget_others(pc);
         // The block may be gone afterwards.
         let wanted = counted || self.hooks.recorded().is_some();
-        let undone = wanted.then(|| self.undone(running.core())).unwrap_or_default();
+        let undone = if wanted { self.undone(running.core()) } else { Default::default() };
         running.release();
         let stop = pinned.unpinned(|| {
             let stop = self.tell(shared, pc, arrival);

@@ -29,7 +29,7 @@ impl Traced<'_> {
 
 /// The arrival that the block which was entered last notes although it is none.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct False {
+pub(super) struct FalseArrival {
     /// How many notes there are before it, until it is struck out; …
     kept: Option<usize>,
     /// … and from then on, until there are more.
@@ -69,7 +69,7 @@ impl Vcpu {
 
     /// The block at RIP is about to be entered.
     pub(super) fn expect_arrival(&mut self) {
-        self.false_arrival = False::default();
+        self.false_arrival = FalseArrival::default();
         let Some(recorded) = self.hooks.recorded() else { return };
         if recorded.of == TraceOf::Blocks && self.place.comes_inside(self.pc, recorded.span()) {
             self.false_arrival.kept = Some(self.memory.records().len());

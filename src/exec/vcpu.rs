@@ -23,7 +23,7 @@ use super::exit::{Exit, vector};
 use super::hooks::CodeHooks;
 use super::kick::Kick;
 use super::shared::{Locked, Running, Shared};
-use super::trace::False;
+use super::trace::FalseArrival;
 use super::vcpu_memory::{HostBase, PollCell, VcpuMemory};
 use crate::code::gate::Gate;
 use crate::code::sync::{Arc, yield_now};
@@ -80,7 +80,7 @@ pub struct Vcpu {
     pub(super) notes_exceptions_only: bool,
     /// The last access that faulted although it was allowed: instruction and address.
     pub(super) retried: Option<(GuestAddress, GuestAddress)>,
-    pub(super) false_arrival: False,
+    pub(super) false_arrival: FalseArrival,
     /// A memory hook has asked for the run to end behind the instruction.
     pub(super) stop_asked: Cell<bool>,
 }
@@ -147,7 +147,7 @@ impl Vcpu {
             first: 0,
             notes_exceptions_only: notes_exceptions_only(),
             retried: None,
-            false_arrival: False::default(),
+            false_arrival: FalseArrival::default(),
             stop_asked: Cell::new(false),
         };
         vcpu.reset_jump_cache();
