@@ -21,6 +21,7 @@ mod leave;
 mod length;
 mod machine;
 mod mmio;
+mod registers;
 mod rules;
 mod shared;
 mod signals;

@@ -28,9 +28,7 @@ use super::vcpu_memory::{HostBase, PollCell, VcpuMemory};
 use crate::code::gate::Gate;
 use crate::code::sync::{Arc, yield_now};
 use crate::code::{Key, Participant, Pinned};
-use crate::guest::{
-    Flag, GuestAddress, PKRU_DEFAULT, RFLAGS_ALWAYS_ONE, RFLAGS_USER, Selectors, State, Xstate,
-};
+use crate::guest::{GuestAddress, PKRU_DEFAULT, Selectors, State, Xstate};
 use crate::translate::{Purpose, Stub};
 
 /// Budgets below this are stepped: they may end inside of any block.
@@ -38,9 +36,6 @@ const STEPPED: u64 = 8;
 
 /// Entries of blocks that check themselves after which the vCPU looks whether they still have to.
 pub(super) const ENTRIES_UNTIL_A_LOOK: i64 = 1 << 20;
-
-/// Bits of RFLAGS that user code can read but not change: the one that is always set, and IF.
-const FIXED: u64 = RFLAGS_ALWAYS_ONE | Flag::IF.mask();
 
 /// One processor of a machine. It may move between threads; guest code runs in the thread that
 /// calls [`Vcpu::run`].
@@ -155,76 +150,6 @@ impl Vcpu {
         Ok(vcpu)
     }
 
-    /// All registers.
-    #[must_use]
-    pub fn state(&self) -> State {
-        let block = self.memory.block();
-        let mut state = State {
-            gpr: block.gpr,
-            rip: self.pc.0,
-            rflags: self.rflags(),
-            fs_base: block.fs_base,
-            gs_base: block.gs_base,
-            selectors: self.selectors,
-            ..State::default()
-        };
-        self.xstate.load(&block.xsave.0, &mut state);
-        state.pkru = self.pkru;
-        state
-    }
-
-    /// Sets all registers. Bits of RFLAGS that user code cannot change and bits of MXCSR that the
-    /// processor does not have are left out.
-    pub fn set_state(&mut self, state: &State) {
-        self.pc = GuestAddress(state.rip);
-        self.selectors = state.selectors;
-        self.pkru = state.pkru;
-        let xstate = self.xstate;
-        let block = self.memory.block_mut();
-        block.gpr = state.gpr;
-        block.fs_base = state.fs_base;
-        block.gs_base = state.gs_base;
-        xstate.store(state, &mut block.xsave.0);
-        let mxcsr = state.mxcsr & 0xffff;
-        block.xsave.0[24..28].copy_from_slice(&mxcsr.to_le_bytes());
-        self.set_rflags(state.rflags);
-    }
-
-    /// A general-purpose register, by its encoding number, 0 to 15.
-    #[must_use]
-    pub fn gpr(&self, number: usize) -> u64 {
-        self.memory.block().gpr[number]
-    }
-
-    /// Sets a general-purpose register.
-    pub fn set_gpr(&mut self, number: usize, value: u64) {
-        self.memory.block_mut().gpr[number] = value;
-    }
-
-    /// The address of the next instruction.
-    #[must_use]
-    pub fn rip(&self) -> GuestAddress {
-        self.pc
-    }
-
-    /// Sets the address of the next instruction.
-    pub fn set_rip(&mut self, rip: GuestAddress) {
-        self.pc = rip;
-    }
-
-    /// RFLAGS.
-    #[must_use]
-    pub fn rflags(&self) -> u64 {
-        let trap = if self.trap { Flag::TF.mask() } else { 0 };
-        self.memory.block().rflags & RFLAGS_USER | FIXED | trap
-    }
-
-    /// Sets the bits of RFLAGS that user code can change.
-    pub fn set_rflags(&mut self, rflags: u64) {
-        self.trap = rflags & Flag::TF.mask() != 0;
-        self.memory.block_mut().rflags = rflags & RFLAGS_USER & !Flag::TF.mask() | FIXED;
-    }
-
     pub(super) fn xstate(&self) -> &Xstate {
         &self.xstate
     }
@@ -252,7 +177,9 @@ impl Vcpu {
         let exit = self.run_as(&shared, &mut participant, budget);
         drop(base);
         self.participant = Some(participant);
-        self.deliver();
+        if self.on_code {
+            self.deliver();
+        }
         exit
     }
 
@@ -282,11 +209,11 @@ impl Vcpu {
             if let Err(error) = self.catch_up(&mut running) {
                 return Exit::Host { what: error.to_string() };
             }
-            if self.memory.records_are_full() {
-                running.release();
-                self.deliver();
-            }
             if self.on_code {
+                if self.memory.records_are_full() {
+                    running.release();
+                    self.deliver();
+                }
                 match self.meet(shared, &mut running, passing) {
                     Met::Exit(exit) => return exit,
                     Met::Moved => {
@@ -406,7 +333,9 @@ impl Vcpu {
         block.budget = left.unwrap_or(0) as i64;
         self.first = host;
         let mut resumes = false;
-        self.expect_arrival();
+        if self.on_code {
+            self.expect_arrival();
+        }
         let end = loop {
             if !self.enter(shared, running) {
                 break if resumes { self.back_out(running.core(), key.counted) } else { End::Go };
@@ -414,7 +343,9 @@ impl Vcpu {
             match self.handle(shared, &mut pinned, running, key.counted) {
                 Handled::Start => {
                     resumes = false;
-                    self.expect_arrival();
+                    if self.on_code {
+                        self.expect_arrival();
+                    }
                 }
                 Handled::Resume => resumes = true,
                 Handled::End(end) => break end,

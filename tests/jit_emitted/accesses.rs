@@ -3,7 +3,7 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 use tregion::translate::{Class, class};
 
-use crate::checker::{Checker, RDI, is_note, is_plain_slot, is_relocation, writes};
+use crate::checker::{Checker, RDI, is_plain_slot, is_relocation, writes};
 use crate::fields;
 use crate::symbolic::{Form, Origin};
 
@@ -422,4 +422,22 @@ fn is_memory(kind: OpKind) -> bool {
             | K::MemoryESEDI
             | K::MemoryESRDI
     )
+}
+
+/// `mov [r14 + constant], constant`, which guests' instructions never become.
+pub(crate) fn is_note(instruction: &Instruction) -> bool {
+    matches!(instruction.code(), Code::Mov_rm32_imm32 | Code::Mov_rm64_imm32)
+        && instruction.op0_kind() == OpKind::Memory
+        && instruction.memory_base() == Register::R14
+        && instruction.memory_index() == Register::None
+        && !instruction.has_segment_prefix()
+}
+
+/// A store to the word that says where the trace goes on; what is before it computes that.
+pub(crate) fn is_end_of_note(instruction: Option<&Instruction>) -> bool {
+    instruction.is_some_and(|store| {
+        store.code() == Code::Mov_rm64_r64
+            && is_plain_slot(store)
+            && store.memory_displacement64() == fields::RECORD as u64
+    })
 }

@@ -13,6 +13,7 @@ use tregion::translate::{
     Class, Extended, GUARD_BYTES, Leave, ProbeShape, Stub, TranslatedBlock, class,
 };
 
+use crate::accesses::{is_end_of_note, is_note};
 use crate::fields;
 use crate::symbolic::{Form, Origin, State, Symbols};
 
@@ -406,24 +407,6 @@ pub(crate) fn is_plain_slot(instruction: &Instruction) -> bool {
 fn is_repeated(instruction: &Instruction) -> bool {
     instruction.is_string_instruction()
         && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
-}
-
-/// `mov [r14 + constant], constant`, which guests' instructions never become.
-pub(crate) fn is_note(instruction: &Instruction) -> bool {
-    matches!(instruction.code(), Code::Mov_rm32_imm32 | Code::Mov_rm64_imm32)
-        && instruction.op0_kind() == OpKind::Memory
-        && instruction.memory_base() == Register::R14
-        && instruction.memory_index() == Register::None
-        && !instruction.has_segment_prefix()
-}
-
-/// A store to the word that says where the trace goes on; what is before it computes that.
-fn is_end_of_note(instruction: Option<&Instruction>) -> bool {
-    instruction.is_some_and(|store| {
-        store.code() == Code::Mov_rm64_r64
-            && is_plain_slot(store)
-            && store.memory_displacement64() == fields::RECORD as u64
-    })
 }
 
 /// `lea rdi, [rdi + r14]`
