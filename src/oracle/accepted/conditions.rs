@@ -128,6 +128,14 @@ pub(super) fn has_prefix(divergence: &Divergence, wanted: u8) -> bool {
     code.iter().take_while(|byte| PREFIXES.contains(byte)).any(|&byte| byte == wanted)
 }
 
+/// Whether the culprit's encoding has this byte behind its legacy prefixes but 66, F0, F2 and F3.
+pub(super) fn starts_with(divergence: &Divergence, wanted: u8) -> bool {
+    const PREFIXES: [u8; 7] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x67];
+    let rip = GuestAddress(state(divergence).rip);
+    let code = divergence.case.initial_bytes(rip).unwrap_or_default();
+    code.iter().find(|byte| !PREFIXES.contains(byte)) == Some(&wanted)
+}
+
 /// The value of a source operand, where it is a general-purpose register.
 pub(super) fn register_operand(divergence: &Divergence, index: u32) -> Option<u64> {
     let instruction = culprit(divergence)?;

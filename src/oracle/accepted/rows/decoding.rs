@@ -1,6 +1,6 @@
 //! Encodings: what is taken for another instruction, or for none.
 
-use iced_x86::{EncodingKind, Mnemonic as M};
+use iced_x86::{Code, EncodingKind, Mnemonic as M};
 
 use super::super::Accepted;
 use super::super::Pattern::{Mnemonics, Where};
@@ -8,14 +8,14 @@ use super::super::accesses::some_access;
 use super::super::conditions::{
     X87_TOP, both_complete, class, culprit, has_prefix, is_register, is_register_or_flag,
     is_vector, is_x87_status, only_left_is_invalid, only_right_is_invalid, only_right_page_faults,
-    raised,
+    raised, starts_with,
 };
 use super::super::instructions::{
-    is_branch_with_idle_prefix, is_rip_relative_with_uncounted_immediate, is_test_alias,
-    is_vex_vector,
+    has_memory, is_branch_with_idle_prefix, is_legacy_sse,
+    is_rip_relative_with_uncounted_immediate, is_test_alias, is_vex_vector,
 };
 use super::{DESIGN, FOUND, unicorn};
-use crate::case::ExceptionVector;
+use crate::case::{ExceptionVector, Loss, Stop};
 use crate::oracle::compare::ComponentClass as C;
 
 pub(super) const ROWS: &[Accepted] = &[
@@ -39,6 +39,82 @@ pub(super) const ROWS: &[Accepted] = &[
             "AVX-512 is not there at all; cases with it are not run where it can be seen in their \
              code",
             "Unicorn issue 1656",
+        ),
+    unicorn("evex-idle-bits", Where(|instruction| instruction.is_invalid()))
+        .stops(only_right_is_invalid)
+        .when(|divergence, _| starts_with(divergence, 0x62))
+        .because(
+            "AVX-512 is not there at all, with bits that AMD's processors ignore neither",
+            "Unicorn issue 1656",
+        ),
+    unicorn("vzeroupper-is-emms", Mnemonics(&[M::Vzeroupper, M::Vzeroall]))
+        .stops(both_complete)
+        .shows(|difference| class(difference) == C::X87Tag || is_vector(difference))
+        .because(
+            "VZEROUPPER and VZEROALL run as EMMS, whose opcode they have: tags are reset, and no register \
+             becomes zero",
+            FOUND,
+        ),
+    unicorn("segment-prefix-order", Where(has_memory))
+        .when(|divergence, _| {
+            let idle = [0x26, 0x2e, 0x36, 0x3e].iter().any(|&byte| has_prefix(divergence, byte));
+            idle && (has_prefix(divergence, 0x64) || has_prefix(divergence, 0x65))
+        })
+        .because(
+            "a prefix of ES, CS, SS or DS behind one of FS or GS takes its base away; in 64-bit mode it \
+             is ignored",
+            "AMD64 Architecture Programmer's Manual volume 3, section 1.2.4",
+        ),
+    unicorn("mandatory-prefix-order", Where(is_legacy_sse))
+        .when(|divergence, _| {
+            let has = |prefix| has_prefix(divergence, prefix);
+            has(0x66) && (has(0xf2) || has(0xf3)) || has(0xf2) && has(0xf3)
+        })
+        .because(
+            "of several prefixes that choose an SSE instruction 66 or the first one is taken; on silicon F2 and \
+             F3 come before 66, and the last of the two counts",
+            "Intel SDM volume 2D, appendix A.2.3; measured",
+        ),
+    unicorn("rex-extends-group", Mnemonics(&[M::Mov]))
+        .stops(only_right_is_invalid)
+        .when(|divergence, _| {
+            culprit(divergence).is_some_and(|code| {
+                matches!(
+                    code.code(),
+                    Code::Mov_rm8_imm8
+                        | Code::Mov_rm16_imm16
+                        | Code::Mov_rm32_imm32
+                        | Code::Mov_rm64_imm32
+                )
+            })
+        })
+        .because(
+            "C6 and C7 with REX.R are invalid opcodes: the bit is taken for part of the group's number",
+            "Intel SDM volume 2A, section 2.2.1.2: REX.R extends a register, not an opcode",
+        ),
+    unicorn("trap-lost-at-pause", Mnemonics(&[M::Pause]))
+        .stops(|stops| raised(stops.0, ExceptionVector::DB) && !raised(stops.1, ExceptionVector::DB))
+        .because("there is no #DB behind PAUSE with TF set", FOUND),
+    unicorn("loop-prefix", Mnemonics(&[M::Loope, M::Loopne]))
+        .shows(|difference| matches!(class(difference), C::Rip | C::Stop))
+        .when(|divergence, _| has_prefix(divergence, 0xf2) || has_prefix(divergence, 0xf3))
+        .because(
+            "AMD's processors take LOOPE with F2 for LOOPNE, and LOOPNE with F3 for LOOPE",
+            FOUND,
+        ),
+    unicorn("transactions-are-ignored", Mnemonics(&[M::Xabort, M::Xbegin]))
+        .stops(only_left_is_invalid)
+        .because(
+            "XABORT and XBEGIN, which a processor without RTM has not, do nothing or jump",
+            "Intel SDM volume 2D, XABORT: #UD if CPUID.(EAX=7, ECX=0):EBX.RTM is 0",
+        ),
+    unicorn("popcnt-operand-size", Mnemonics(&[M::Popcnt]))
+        .stops(both_complete)
+        .shows(is_register_or_flag)
+        .when(|divergence, _| has_prefix(divergence, 0x66))
+        .because(
+            "POPCNT with both 66 and REX.W counts 16 bits; REX.W comes first",
+            "Intel SDM volume 2A, section 2.2.1.2",
         ),
     unicorn("test-alias", Where(is_test_alias)).stops(only_right_is_invalid).because(
         "F6 /1 and F7 /1 are TEST on every processor; here they are invalid",
@@ -86,6 +162,14 @@ pub(super) const ROWS: &[Accepted] = &[
             "LOCK is taken where it may not stand, and the instruction executed",
             "Intel SDM volume 2A, LOCK: #UD with other instructions",
         ),
+    unicorn("lock-aborts", Where(|instruction| instruction.is_invalid()))
+        .stops(|stops| matches!(stops.1, Stop::Lost(Loss::Killed { .. })))
+        .when(|divergence, _| has_prefix(divergence, 0xf0))
+        .loses()
+        .because(
+            "LOCK before BT, BTS, BTR or BTC of a register ends the whole process by an assertion",
+            FOUND,
+        ),
     unicorn("invalid-is-executed", Where(|instruction| instruction.is_invalid()))
         .stops(only_left_is_invalid)
         .when(|divergence, _| !has_prefix(divergence, 0xf0))
@@ -125,6 +209,12 @@ pub(super) const ROWS: &[Accepted] = &[
             M::Cvtps2pd,
             M::Pmovsxbw,
             M::Pmovzxbw,
+            M::Vroundss,
+            M::Vroundsd,
+            M::Vcvtdq2pd,
+            M::Vcvtps2pd,
+            M::Vpmovsxbw,
+            M::Vpmovzxbw,
         ]),
     )
     .stops(only_right_page_faults)

@@ -142,6 +142,7 @@ pub(super) const ROWS: &[Accepted] = &[
             M::Maskmovq,
             M::Fxrstor,
             M::Fxrstor64,
+            M::Cmpxchg16b,
         ]),
     )
     .stops(|stops| {

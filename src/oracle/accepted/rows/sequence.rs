@@ -4,7 +4,7 @@ use iced_x86::{Instruction, Mnemonic as M};
 
 use super::super::Accepted;
 use super::super::Pattern::{Mnemonics, Where};
-use super::super::conditions::{both_complete, can_write_code, class, is_flag};
+use super::super::conditions::{both_complete, both_page_faults, can_write_code, class, is_flag};
 use super::super::instructions::has_memory;
 use super::{FOUND, unicorn};
 use crate::oracle::compare::ComponentClass as C;
@@ -29,6 +29,15 @@ pub(super) const ROWS: &[Accepted] = &[
         .when(|divergence, _| can_write_code(divergence))
         .because(
             "a store that hits the running block goes on with flags as of an earlier instruction",
+            FOUND,
+        ),
+    unicorn("flags-read-before-fault", Where(|code| has_memory(code) && code.rflags_read() != 0))
+        .in_sequence()
+        .stops(both_page_faults)
+        .shows(is_flag)
+        .because(
+            "an instruction that reads flags has them made up before its access; at its page fault they \
+             are made up once more, from what is left of their operands",
             FOUND,
         ),
     unicorn("x87-pointers", Where(is_environment_store))

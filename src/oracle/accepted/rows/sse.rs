@@ -30,6 +30,14 @@ pub(super) const ROWS: &[Accepted] = &[
             class(difference) == C::Mxcsr && differs_within(difference, MXCSR_STATUS)
         })
         .because("exceptions of SSE arithmetic are not noted in MXCSR", "QEMU issue 215"),
+    unicorn("dot-product", Mnemonics(&[M::Dpps]))
+        .stops(both_complete)
+        .shows(|difference| matches!(class(difference), C::Xmm | C::Mxcsr))
+        .because(
+            "DPPS adds its four products one after the other; silicon adds two pairs and then their sums, and \
+             rounds and notes exceptions in that order",
+            "Intel SDM volume 2A, DPPS: sums of pairs, each rounded, then of the two",
+        ),
     unicorn(
         "horizontal-overlap",
         Where(|code| {
