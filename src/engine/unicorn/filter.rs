@@ -6,12 +6,14 @@
 //! What is missed shows as #UD.
 //!
 //! A guest can also end the whole process: PCMPESTRI and PCMPESTRM with a length of 0x8000_0000 read
-//! far outside the registers (`pcmpxstrx` takes the absolute value, which is negative still). An
-//! engine that shares its process with others refuses those too.
+//! far outside the registers (`pcmpxstrx` takes the absolute value, which is negative still), and LOCK before BT, BTS,
+//! BTR or BTC of a register fails an assertion. An engine that shares its process with others refuses those too.
 
 use std::sync::LazyLock;
 
-use iced_x86::{Code, CpuidFeature, Decoder, EncodingKind, Instruction, Mnemonic};
+use iced_x86::{
+    Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, OpKind,
+};
 
 use crate::case::{Action, Case};
 use crate::engine::Unsupported;
@@ -62,6 +64,10 @@ fn refused_in(bytes: &[u8], start: GuestAddress, filter: Filter) -> Option<&'sta
         if filter == Filter::LackingAndCrashing && crashes(code) {
             return Some("PCMPESTRI and PCMPESTRM can crash Unicorn");
         }
+        let undecoded = &bytes[decoder.position() - instruction.len()..];
+        if filter == Filter::LackingAndCrashing && instruction.is_invalid() && aborts(undecoded) {
+            return Some("LOCK before BT and its like of a register ends Unicorn's process");
+        }
         if code == Code::Int3 {
             skip_filling(&mut decoder, bytes);
         }
@@ -90,6 +96,15 @@ fn crashes(code: Code) -> bool {
             | Mnemonic::Vpcmpestrm
             | Mnemonic::Vpcmpestrm64
     )
+}
+
+/// Whether bytes that are no instruction are one with LOCK that fails an assertion.
+fn aborts(bytes: &[u8]) -> bool {
+    let read = Decoder::new(64, bytes, DecoderOptions::NO_INVALID_CHECK).decode();
+    let mnemonics = [Mnemonic::Bt, Mnemonic::Bts, Mnemonic::Btr, Mnemonic::Btc];
+    read.has_lock_prefix()
+        && mnemonics.contains(&read.mnemonic())
+        && read.op0_kind() == OpKind::Register
 }
 
 /// What Unicorn lacks, by the number of the opcode.
@@ -153,6 +168,11 @@ mod tests {
         assert_eq!(lacks(&pcmpestri), None);
         let start = GuestAddress(0x1000);
         assert!(refused_in(&pcmpestri, start, Filter::LackingAndCrashing).is_some());
+        let lock_btr = [0xf0, 0x66, 0x45, 0x0f, 0xb3, 0xd7, 0xf4];
+        assert!(refused_in(&lock_btr, start, Filter::Lacking).is_none());
+        assert!(refused_in(&lock_btr, start, Filter::LackingAndCrashing).is_some());
+        let lock_btr_memory = [0xf0, 0x0f, 0xb3, 0x07, 0xf4];
+        assert!(refused_in(&lock_btr_memory, start, Filter::LackingAndCrashing).is_none());
     }
 
     #[test]
