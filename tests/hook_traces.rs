@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use iced_x86::FlowControl;
 use tregion::case::{Case, text};
 use tregion::engine::silicon::{Silicon, Trace};
-use tregion::exec::{Exit, HookContext, Machine, TraceOf, Traced, Vcpu};
+use tregion::exec::{Exit, HookContext, HookError, HookId, Machine, TraceOf, Traced, Vcpu};
 use tregion::generate::choices;
 use tregion::guest::GuestAddress;
 use tregion::memory::Backing;
@@ -55,43 +55,46 @@ fn noting(addresses: &Addresses) -> impl FnMut(&mut HookContext<'_>) + Send + 's
     }
 }
 
+/// What somebody notes who is attached to the machine of a case, and how the run ends.
+fn run(
+    case: &Case,
+    budget: Option<u64>,
+    attach: impl FnOnce(&Machine, &Addresses) -> Result<HookId, HookError>,
+) -> Option<(Vec<u64>, Exit)> {
+    let (machine, mut vcpu) = machine_of(case)?;
+    let addresses = Addresses::default();
+    attach(&machine, &addresses).unwrap();
+    let exit = vcpu.run(budget);
+    let addresses = std::mem::take(&mut *addresses.lock().unwrap());
+    Some((addresses, exit))
+}
+
 /// What hooks are told of a case: instructions, and arrivals in another run.
 fn told(case: &Case) -> Option<(Vec<u64>, Vec<u64>)> {
-    let mut both = Vec::new();
-    for of_blocks in [false, true] {
-        let (machine, mut vcpu) = machine_of(case)?;
-        let addresses = Addresses::default();
-        let everywhere = GuestAddress(0)..=GuestAddress(u64::MAX);
-        if of_blocks {
-            machine.hook_blocks(everywhere, noting(&addresses)).unwrap();
-        } else {
-            machine.hook_code(everywhere, noting(&addresses)).unwrap();
-        }
-        vcpu.run(None);
-        let addresses = std::mem::take(&mut *addresses.lock().unwrap());
-        both.push(addresses);
-    }
-    let arrivals = both.pop()?;
-    Some((both.pop()?, arrivals))
+    let everywhere = GuestAddress(0)..=GuestAddress(u64::MAX);
+    let (all, _) = run(case, None, |machine, addresses| {
+        machine.hook_code(everywhere.clone(), noting(addresses))
+    })?;
+    let (arrivals, _) = run(case, None, |machine, addresses| {
+        machine.hook_blocks(everywhere.clone(), noting(addresses))
+    })?;
+    Some((all, arrivals))
 }
 
 /// What traces of a case have, of instructions and of arrivals in another run, and whether an exception was the end.
 fn traced(case: &Case) -> Option<(Vec<u64>, Vec<u64>, bool)> {
-    let (mut both, mut excepted) = (Vec::new(), false);
-    for of in [TraceOf::Instructions, TraceOf::Blocks] {
-        let (machine, mut vcpu) = machine_of(case)?;
-        let addresses = Addresses::default();
-        let noted = Arc::clone(&addresses);
-        let note = move |traced: Traced<'_>| {
-            noted.lock().unwrap().extend(traced.addresses().map(|address| address.0));
-        };
-        machine.trace(of, .., note).unwrap();
-        excepted = matches!(vcpu.run(Some(MOST as u64)), Exit::Exception { .. });
-        let addresses = std::mem::take(&mut *addresses.lock().unwrap());
-        both.push(addresses);
-    }
-    let arrivals = both.pop()?;
-    Some((both.pop()?, arrivals, excepted))
+    let trace = |of| {
+        run(case, Some(MOST as u64), |machine, addresses| {
+            let noted = Arc::clone(addresses);
+            let note = move |traced: Traced<'_>| {
+                noted.lock().unwrap().extend(traced.addresses().map(|address| address.0));
+            };
+            machine.trace(of, .., note)
+        })
+    };
+    let (all, _) = trace(TraceOf::Instructions)?;
+    let (arrivals, exit) = trace(TraceOf::Blocks)?;
+    Some((all, arrivals, matches!(exit, Exit::Exception { .. })))
 }
 
 /// The same of silicon's trace.

@@ -208,20 +208,20 @@ fn counted(program: &Program, kind: Hooked) -> Contender {
         let (machine, mut vcpu) = program.machine(Permissions::ReadExecute)?;
         let calls = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&calls);
-        let count = move || counted.store(counted.load(Relaxed) + 1, Relaxed);
-        let added = Arc::clone(&calls);
-        let add = move |traced: Traced<'_>| {
-            let sum = traced.addresses().filter(|address| address.0 == CODE).count();
-            added.store(added.load(Relaxed) + sum as u64, Relaxed);
+        let count = move |events| counted.store(counted.load(Relaxed) + events, Relaxed);
+        let counting = count.clone();
+        let count_traced = move |traced: Traced<'_>| {
+            let events = traced.addresses().filter(|address| address.0 == CODE).count();
+            counting(events as u64);
         };
         let code = GuestAddress(CODE)..=GuestAddress(CODE);
         let data = GuestAddress(DATA)..GuestAddress(DATA + 8);
         match kind {
-            Hooked::Code => machine.hook_code(code, move |_| count())?,
-            Hooked::Block => machine.hook_blocks(code, move |_| count())?,
-            Hooked::Memory => machine.hook_memory(data, move |_| count())?,
-            Hooked::TracedCode => machine.trace(TraceOf::Instructions, code, add)?,
-            Hooked::TracedBlock => machine.trace(TraceOf::Blocks, code, add)?,
+            Hooked::Code => machine.hook_code(code, move |_| count(1))?,
+            Hooked::Block => machine.hook_blocks(code, move |_| count(1))?,
+            Hooked::Memory => machine.hook_memory(data, move |_| count(1))?,
+            Hooked::TracedCode => machine.trace(TraceOf::Instructions, code, count_traced)?,
+            Hooked::TracedBlock => machine.trace(TraceOf::Blocks, code, count_traced)?,
         };
         let begun = Instant::now();
         halt(&mut vcpu)?;

@@ -22,14 +22,27 @@ pub(super) struct WorkerArguments {
     engine: String,
 }
 
-/// The names that [`make`] knows, for messages.
-const KNOWN: &str = if cfg!(feature = "unicorn") {
-    "silicon, jit, jit:memory-hooks, jit:code-hooks, jit:block-hooks, jit:code-trace, \
-     jit:block-trace, unicorn, unicorn:unfiltered, unicorn:in-process, isolated:silicon, isolated:jit"
+/// The names that [`make`] knows besides `silicon` and [`JITS`], for messages.
+const OTHERS: &str = if cfg!(feature = "unicorn") {
+    "unicorn, unicorn:unfiltered, unicorn:in-process, isolated:silicon, isolated:jit"
 } else {
-    "silicon, jit, jit:memory-hooks, jit:code-hooks, jit:block-hooks, jit:code-trace, \
-     jit:block-trace, isolated:silicon, isolated:jit (this build has no Unicorn)"
+    "isolated:silicon, isolated:jit (this build has no Unicorn)"
 };
+
+/// The JIT's names, and what is hooked in each.
+const JITS: [(&str, Hooked); 6] = [
+    ("jit", Hooked::Nothing),
+    ("jit:memory-hooks", Hooked::Memory),
+    ("jit:code-hooks", Hooked::Code),
+    ("jit:block-hooks", Hooked::Blocks),
+    ("jit:code-trace", Hooked::TracedCode),
+    ("jit:block-trace", Hooked::TracedBlocks),
+];
+
+/// What is hooked in the JIT of this name, if it is one.
+fn hooked(name: &str) -> Option<Hooked> {
+    JITS.iter().find(|(known, _)| *known == name).map(|(_, hooked)| *hooked)
+}
 
 /// What the engine that [`make`] makes of these two is called.
 pub(super) fn title(name: &str, number: usize) -> String {
@@ -45,8 +58,7 @@ pub(super) fn title(name: &str, number: usize) -> String {
 pub(super) fn make(name: &str, number: usize) -> io::Result<Box<dyn Engine>> {
     match name {
         "silicon" => Ok(Box::new(Silicon::named(&title(name, number))?)),
-        "jit" | "jit:memory-hooks" | "jit:code-hooks" | "jit:block-hooks" | "jit:code-trace"
-        | "jit:block-trace" => in_process(name),
+        _ if hooked(name).is_some() => in_process(name),
         "unicorn" => isolated(name, "unicorn:crashing"),
         "unicorn:unfiltered" => isolated(name, name),
         "unicorn:in-process" => in_process("unicorn:in-process"),
@@ -68,28 +80,22 @@ fn isolated(name: &str, served: &str) -> io::Result<Box<dyn Engine>> {
 fn in_process(name: &str) -> io::Result<Box<dyn Engine>> {
     match name {
         "silicon" => Ok(Box::new(Silicon::new()?)),
-        "jit" => jit(name, Hooked::Nothing),
-        "jit:memory-hooks" => jit(name, Hooked::Memory),
-        "jit:code-hooks" => jit(name, Hooked::Code),
-        "jit:block-hooks" => jit(name, Hooked::Blocks),
-        "jit:code-trace" => jit(name, Hooked::TracedCode),
-        "jit:block-trace" => jit(name, Hooked::TracedBlocks),
         #[cfg(feature = "unicorn")]
         "unicorn:in-process" => Ok(Box::new(Unicorn::new()?)),
         #[cfg(feature = "unicorn")]
         "unicorn:crashing" => Ok(Box::new(Unicorn::new()?.with_filter(Filter::Lacking))),
         #[cfg(feature = "unicorn")]
         "unicorn:unfiltered" => Ok(Box::new(Unicorn::new()?.with_filter(Filter::Nothing))),
-        _ => Err(unknown(name)),
+        _ => {
+            let hooked = hooked(name).ok_or_else(|| unknown(name))?;
+            Ok(Box::new(Jit::hooked(name, hooked).map_err(io::Error::other)?))
+        }
     }
 }
 
-fn jit(name: &str, hooked: Hooked) -> io::Result<Box<dyn Engine>> {
-    Ok(Box::new(Jit::hooked(name, hooked).map_err(io::Error::other)?))
-}
-
 fn unknown(name: &str) -> io::Error {
-    io::Error::other(format!("unknown engine `{name}`, expected one of: {KNOWN}"))
+    let jits = JITS.map(|(name, _)| name).join(", ");
+    io::Error::other(format!("unknown engine `{name}`, expected one of: silicon, {jits}, {OTHERS}"))
 }
 
 /// The names of a list of engines, the judge left out: silicon is always the judge and has to be

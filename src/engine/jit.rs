@@ -75,21 +75,18 @@ struct Room {
 impl Room {
     fn new(window_bits: u32, hooked: Hooked) -> Result<Self, MachineError> {
         let machine = Machine::new(window_bits)?;
-        match hooked {
-            Hooked::Nothing => {}
-            Hooked::Memory => drop(machine.hook_memory(.., |_| {}).expect("nothing is mapped")),
-            Hooked::Code => drop(machine.hook_code(.., |_| {}).expect("a range of all")),
-            Hooked::Blocks => drop(machine.hook_blocks(.., |_| {}).expect("a range of all")),
-            Hooked::TracedCode => trace(&machine, TraceOf::Instructions),
-            Hooked::TracedBlocks => trace(&machine, TraceOf::Blocks),
-        }
+        let hook = match hooked {
+            Hooked::Nothing => None,
+            Hooked::Memory => Some(machine.hook_memory(.., |_| {})),
+            Hooked::Code => Some(machine.hook_code(.., |_| {})),
+            Hooked::Blocks => Some(machine.hook_blocks(.., |_| {})),
+            Hooked::TracedCode => Some(machine.trace(TraceOf::Instructions, .., |_| {})),
+            Hooked::TracedBlocks => Some(machine.trace(TraceOf::Blocks, .., |_| {})),
+        };
+        hook.transpose().expect("a range of all, nothing is mapped, and no other trace");
         let vcpu = machine.vcpu()?;
         Ok(Self { machine, vcpu, present: Vec::new(), used: 0 })
     }
-}
-
-fn trace(machine: &Machine, of: TraceOf) {
-    machine.trace(of, .., |_| {}).expect("the first trace, of a range of all");
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -136,7 +136,7 @@ impl Vcpu {
         self.place.forget_others(pc);
         // The block may be gone afterwards.
         let wanted = counted || self.hooks.recorded().is_some();
-        let undone = if wanted { self.undone(running.core()) } else { Default::default() };
+        let (left, noted) = if wanted { self.undone(running.core()) } else { Default::default() };
         running.release();
         let stop = pinned.unpinned(|| {
             let stop = self.tell(shared, pc, arrival);
@@ -153,9 +153,9 @@ impl Vcpu {
             return Handled::Resume;
         }
         if counted {
-            self.memory.block_mut().budget += i64::from(undone.0);
+            self.memory.block_mut().budget += i64::from(left);
         }
-        self.take_back(undone.1);
+        self.take_back(noted);
         if self.pc != pc {
             self.place.elsewhere();
         }

@@ -343,9 +343,8 @@ impl Hooks {
         if !self.on_code {
             return u64::MAX;
         }
-        let traced = self.on.recorded().filter(|recorded| recorded.of == TraceOf::Blocks);
-        let traced = traced.map(|recorded| recorded.span.0);
-        let spans = self.on.of_blocks.iter().map(|(first, _)| *first).chain(traced);
+        let traced = self.on.recorded().and_then(Recorded::arrivals);
+        let spans = self.on.of_blocks.iter().copied().chain(traced).map(|(first, _)| first);
         let ends = spans.chain(self.breakpoints.iter().copied()).filter(|&end| end > pc);
         ends.map(|end| end.0 - pc.0).min().unwrap_or(u64::MAX)
     }

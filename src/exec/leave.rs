@@ -6,7 +6,6 @@ use iced_x86::Register;
 
 use super::core::Core;
 use super::shared::Shared;
-use super::trace::Noted;
 use super::vcpu::{End, Fault, Handled, Vcpu, lost};
 use crate::code::{CodeCache, Key, Pinned};
 use crate::guest::GuestAddress;
@@ -114,7 +113,7 @@ impl Vcpu {
             Some(done) => {
                 let left = translated.instructions - done;
                 self.leave_within(branch, (pc, done), left, counted);
-                self.take_back(Noted::of(translated, offset - 1));
+                self.take_back_at(translated, offset - 1);
                 if translated.is_announced(branch, offset) {
                     self.place.tell(branch);
                 }
@@ -281,7 +280,7 @@ impl Vcpu {
             self.place.inside(self.pc, block);
         }
         let purpose = entry.recovery.purpose;
-        self.take_back(Noted::of(translated, located.offset));
+        self.take_back_at(translated, located.offset);
         let before = matches!(purpose, Purpose::Budget | Purpose::Calm | Purpose::Record);
         if !before && translated.is_announced(self.pc, located.offset) {
             self.place.tell(self.pc);

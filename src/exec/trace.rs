@@ -6,12 +6,11 @@
 //! notes itself. Where blocks are traced, it also strikes out an arrival that is none: a block that is entered in the
 //! middle of where control came without a branch notes its start all the same.
 
-use super::announce::Place;
 use super::hooks::Span;
 use super::vcpu::Vcpu;
 use crate::code::sync::Arc;
 use crate::guest::GuestAddress;
-use crate::translate::{Recorded, TraceOf, TranslatedBlock};
+use crate::translate::{Recorded, TranslatedBlock};
 
 /// Part of a trace: addresses of instructions in the order in which one vCPU has executed them. They are given in the
 /// thread that runs it, some thousand at a time, and all that there are when a run ends.
@@ -52,26 +51,28 @@ impl Noted {
     }
 }
 
-impl Recorded {
-    fn span(self) -> Span {
-        Span { first: self.span.0, last: self.span.1 }
-    }
+fn span((first, last): (GuestAddress, GuestAddress)) -> Span {
+    Span { first, last }
 }
 
 impl Vcpu {
     /// Whether the instruction at RIP is to be in the trace once it is done.
-    pub(super) fn is_traced(&self, place: Place) -> bool {
+    pub(super) fn is_traced(&self) -> bool {
         self.hooks.recorded().is_some_and(|recorded| {
-            let (span, any) = (recorded.span(), recorded.of == TraceOf::Instructions);
-            span.contains(self.pc) && (any || !place.comes_inside(self.pc, span))
+            span(recorded.span).contains(self.pc) && !self.continues_traced(recorded)
         })
+    }
+
+    /// Whether arrivals are traced, and control at RIP is none.
+    fn continues_traced(&self, recorded: Recorded) -> bool {
+        let arrivals = recorded.arrivals().map(span);
+        arrivals.is_some_and(|arrivals| self.place.comes_inside(self.pc, arrivals))
     }
 
     /// The block at RIP is about to be entered.
     pub(super) fn expect_arrival(&mut self) {
         self.false_arrival = FalseArrival::default();
-        let Some(recorded) = self.hooks.recorded() else { return };
-        if recorded.of == TraceOf::Blocks && self.place.comes_inside(self.pc, recorded.span()) {
+        if self.hooks.recorded().is_some_and(|recorded| self.continues_traced(recorded)) {
             self.false_arrival.kept = Some(self.memory.records().len());
         }
     }
@@ -112,9 +113,11 @@ impl Vcpu {
         }
     }
 
-    /// Notes the instruction at `pc`, which was stepped.
-    pub(super) fn note_traced(&mut self, pc: GuestAddress) {
-        self.memory.push_record(pc.0);
+    /// The same of the instruction at an offset of a block's host code.
+    pub(super) fn take_back_at(&mut self, translated: TranslatedBlock<'_>, offset: u32) {
+        if self.hooks.recorded().is_some() {
+            self.take_back(Noted::of(translated, offset));
+        }
     }
 
     /// Gives what was noted to whoever traces.

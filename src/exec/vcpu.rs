@@ -276,7 +276,7 @@ impl Vcpu {
 
     fn step_counted(&mut self, core: &mut Locked<'_>, left: &mut Option<u64>) -> End {
         let (trap, pc) = (self.trap, self.pc);
-        let traced = self.on_code && self.is_traced(self.place);
+        let traced = self.on_code && self.is_traced();
         let end = self.step(core);
         let done = match &end {
             Stepped::Done => true,
@@ -289,7 +289,7 @@ impl Vcpu {
         }
         if self.on_code && (done || self.pc != pc) {
             if traced {
-                self.note_traced(pc);
+                self.memory.push_record(pc.0);
             }
             self.note_step(pc);
         }

@@ -35,11 +35,18 @@ pub enum TraceOf {
     Blocks,
 }
 
+impl Recorded {
+    /// Where arrivals are what is noted.
+    #[must_use]
+    pub fn arrivals(self) -> Option<(GuestAddress, GuestAddress)> {
+        (self.of == TraceOf::Blocks).then_some(self.span)
+    }
+}
+
 impl Announced<'_> {
     /// Whether control that comes from `from` to `to` without a branch is told to nobody.
     pub(super) fn continues(&self, from: GuestAddress, to: GuestAddress) -> bool {
-        let traced = self.recorded.filter(|recorded| recorded.of == TraceOf::Blocks);
-        let traced = traced.map(|recorded| recorded.span);
+        let traced = self.recorded.and_then(Recorded::arrivals);
         self.arrivals.iter().copied().chain(traced).any(|span| is_in(span, from) && is_in(span, to))
     }
 }

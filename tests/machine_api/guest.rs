@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use iced_x86::code_asm::CodeAssembler;
+use iced_x86::code_asm::{CodeAssembler, eax, ecx, rax};
 use tregion::exec::{Exit, Machine, Vcpu};
 use tregion::guest::{GuestAddress, GuestRange, Permissions};
 
@@ -32,6 +32,32 @@ pub(crate) fn range(at: u64, pages: u64) -> GuestRange {
 /// Two pages of code that may be written, four of data.
 pub(crate) fn guest(write: impl FnOnce(&mut CodeAssembler)) -> Guest {
     with_permissions(Permissions::ReadWriteExecute, write)
+}
+
+/// `mov ecx, n; again: inc rax; nop; dec ecx; jnz again; hlt`, at 0, 5, 8, 9, 11 and 13.
+pub(crate) fn counter(times: u32) -> Guest {
+    guest(|a| {
+        let mut again = a.create_label();
+        a.mov(ecx, times).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.inc(rax).unwrap();
+        a.nop().unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+    })
+}
+
+/// Two pages of code without a branch, a few instructions of which the run loop executes.
+pub(crate) fn long() -> Guest {
+    let long = guest(|a| {
+        for number in 0..3000 {
+            if number % 500 == 250 { a.cpuid().unwrap() } else { a.inc(eax).unwrap() }
+        }
+        a.hlt().unwrap();
+    });
+    assert!(long.end > CODE + 0x1000, "two pages of code");
+    long
 }
 
 pub(crate) fn with_permissions(code: Permissions, write: impl FnOnce(&mut CodeAssembler)) -> Guest {

@@ -3,25 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use iced_x86::code_asm::{eax, ecx, ptr, qword_ptr, rax, rbx, rcx, rdi};
+use iced_x86::code_asm::{ptr, qword_ptr, rax, rbx, rcx, rdi};
 use tregion::exec::{Exit, HookContext, HookError, Machine};
 use tregion::guest::{GuestAddress, Permissions};
 
-use crate::guest::{CODE, DATA, Guest, Notes, RAX, RBX, RCX, RDI, assemble, guest, range};
-
-/// `mov ecx, n; again: inc rax; nop; dec ecx; jnz again; hlt`, at 0, 5, 8, 9, 11 and 13.
-fn counter(times: u32) -> Guest {
-    guest(|a| {
-        let mut again = a.create_label();
-        a.mov(ecx, times).unwrap();
-        a.set_label(&mut again).unwrap();
-        a.inc(rax).unwrap();
-        a.nop().unwrap();
-        a.dec(ecx).unwrap();
-        a.jnz(again).unwrap();
-        a.hlt().unwrap();
-    })
-}
+use crate::guest::{
+    CODE, DATA, Guest, Notes, RAX, RBX, RCX, RDI, assemble, counter, guest, long, range,
+};
 
 fn notes_of_code(guest: &Guest) -> Notes<u64> {
     let notes = Notes::new();
@@ -254,13 +242,7 @@ fn block_hooks_see_who_falls_into_their_range() {
 
 #[test]
 fn long_blocks_assists_and_page_ends_are_no_block_entries() {
-    let mut guest = guest(|a| {
-        for number in 0..3000 {
-            if number % 500 == 250 { a.cpuid().unwrap() } else { a.inc(eax).unwrap() }
-        }
-        a.hlt().unwrap();
-    });
-    assert!(guest.end > CODE + 0x1000, "two pages of code");
+    let mut guest = long();
     let blocks = notes_of_blocks(&guest, CODE, CODE + 0x2000);
     for budget in [None, Some(7), Some(100)] {
         guest.vcpu.set_rip(GuestAddress(CODE));

@@ -2,31 +2,29 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use iced_x86::code_asm::{eax, ecx, esi, ptr, rax, rcx, rdi};
+use iced_x86::code_asm::{esi, ptr, rax, rcx, rdi};
 use tregion::exec::{Exit, HookError, TraceOf};
 use tregion::guest::{GuestAddress, Permissions};
 
-use crate::guest::{CODE, DATA, Guest, Notes, RAX, RCX, RDI, RSI, assemble, guest, range};
-
-/// `mov ecx, n; again: inc rax; nop; dec ecx; jnz again; hlt`, at 0, 5, 8, 9, 11 and 13.
-fn counter(times: u32) -> Guest {
-    guest(|a| {
-        let mut again = a.create_label();
-        a.mov(ecx, times).unwrap();
-        a.set_label(&mut again).unwrap();
-        a.inc(rax).unwrap();
-        a.nop().unwrap();
-        a.dec(ecx).unwrap();
-        a.jnz(again).unwrap();
-        a.hlt().unwrap();
-    })
-}
+use crate::guest::{
+    CODE, DATA, Guest, Notes, RAX, RCX, RDI, RSI, assemble, counter, guest, long, range,
+};
 
 /// What [`counter`] executes.
 fn counted(times: u32) -> Vec<u64> {
     let passes = (0..times).flat_map(|_| [5, 8, 9, 11]);
     [0].into_iter().chain(passes).chain([13]).collect()
 }
+
+/// Where control arrives in it.
+fn arrivals(times: u32) -> Vec<u64> {
+    let passes = (1..times).map(|_| 5);
+    [0].into_iter().chain(passes).chain([13]).collect()
+}
+
+/// In how many instructions at a time a short guest runs.
+const PIECES: [Option<u64>; 8] =
+    [None, Some(1), Some(2), Some(3), Some(8), Some(9), Some(10), Some(13)];
 
 fn trace(guest: &Guest, of: TraceOf, from: u64, to: u64) -> Notes<u64> {
     let notes = Notes::new();
@@ -63,7 +61,7 @@ fn a_trace_has_each_instruction_once() {
     let mut guest = counter(3);
     guest.run();
     let all = instructions(&guest);
-    for budget in [None, Some(1), Some(2), Some(3), Some(8), Some(9), Some(10), Some(13)] {
+    for budget in PIECES {
         run_in_pieces(&mut guest, budget);
         assert_eq!(all.take(), counted(3), "in pieces of {budget:?}");
     }
@@ -73,37 +71,28 @@ fn a_trace_has_each_instruction_once() {
 fn a_trace_of_blocks_has_each_arrival_once() {
     let mut guest = counter(3);
     guest.run();
-    let arrivals = blocks(&guest);
-    for budget in [None, Some(1), Some(2), Some(3), Some(8), Some(9), Some(10), Some(13)] {
+    let notes = blocks(&guest);
+    for budget in PIECES {
         run_in_pieces(&mut guest, budget);
-        assert_eq!(arrivals.take(), [0, 5, 5, 13], "in pieces of {budget:?}");
+        assert_eq!(notes.take(), [0, 5, 5, 13], "in pieces of {budget:?}");
     }
 }
 
 #[test]
 fn a_trace_may_be_longer_than_there_is_room_at_once() {
     const TIMES: u32 = 30_011;
-    let mut guest = counter(TIMES);
     for budget in [None, Some(1 << 30), Some(1009)] {
+        let mut guest = counter(TIMES);
         let all = instructions(&guest);
         run_in_pieces(&mut guest, budget);
         assert!(all.take() == counted(TIMES), "in pieces of {budget:?}");
-        guest.machine = fresh_trace(&mut guest);
     }
-    let arrivals = blocks(&guest);
+    let mut guest = counter(TIMES);
+    let notes = blocks(&guest);
     for budget in [None, Some(1 << 30), Some(9)] {
         run_in_pieces(&mut guest, budget);
-        let mut expected = vec![5; TIMES as usize + 1];
-        (expected[0], expected[TIMES as usize]) = (0, 13);
-        assert!(arrivals.take() == expected, "in pieces of {budget:?}");
+        assert!(notes.take() == arrivals(TIMES), "in pieces of {budget:?}");
     }
-}
-
-/// The same guest in a machine without a trace.
-fn fresh_trace(guest: &mut Guest) -> tregion::exec::Machine {
-    let other = counter(30_011);
-    guest.vcpu = other.vcpu;
-    other.machine
 }
 
 #[test]
@@ -138,17 +127,12 @@ fn what_is_not_done_is_not_in_the_trace() {
 
 #[test]
 fn long_blocks_assists_and_page_ends_are_no_arrivals() {
-    let mut guest = guest(|a| {
-        for number in 0..3000 {
-            if number % 500 == 250 { a.cpuid().unwrap() } else { a.inc(eax).unwrap() }
-        }
-        a.hlt().unwrap();
-    });
-    let arrivals = blocks(&guest);
+    let mut guest = long();
+    let notes = blocks(&guest);
     for hooked in [false, true] {
         for budget in [None, Some(7), Some(100)] {
             run_in_pieces(&mut guest, budget);
-            assert_eq!(arrivals.take(), [0], "in pieces of {budget:?}, hooked: {hooked}");
+            assert_eq!(notes.take(), [0], "in pieces of {budget:?}, hooked: {hooked}");
         }
         guest.machine.hook_blocks(.., |_| {}).unwrap();
         guest.machine.hook_code(.., |_| {}).unwrap();
@@ -164,10 +148,10 @@ fn who_falls_into_the_range_arrives_there() {
         (6, 9, &[8, 8]),
     ] {
         let mut guest = counter(2);
-        let arrivals = trace(&guest, TraceOf::Blocks, CODE + from, CODE + to);
+        let notes = trace(&guest, TraceOf::Blocks, CODE + from, CODE + to);
         for budget in [None, Some(100), Some(9), Some(1)] {
             run_in_pieces(&mut guest, budget);
-            assert_eq!(arrivals.take(), expected, "{from} to {to} in pieces of {budget:?}");
+            assert_eq!(notes.take(), expected, "{from} to {to} in pieces of {budget:?}");
         }
     }
 }
@@ -185,7 +169,7 @@ fn hooks_and_a_trace_do_not_disturb_each_other() {
         guest.machine.hook_code(.., move |context| noted.note(context.rip().0 - CODE)).unwrap();
         let expected = match of {
             TraceOf::Instructions => counted(3),
-            TraceOf::Blocks => vec![0, 5, 5, 13],
+            TraceOf::Blocks => arrivals(3),
         };
         for budget in [None, Some(100), Some(9), Some(1)] {
             run_in_pieces(&mut guest, budget);
@@ -219,11 +203,7 @@ fn nothing_is_lost_or_noted_twice_while_code_is_retired() {
             assert_eq!(guest.vcpu.gpr(RAX), u64::from(TIMES));
             let expected = match of {
                 TraceOf::Instructions => counted(TIMES),
-                TraceOf::Blocks => {
-                    let mut expected = vec![5; TIMES as usize + 1];
-                    (expected[0], expected[TIMES as usize]) = (0, 13);
-                    expected
-                }
+                TraceOf::Blocks => arrivals(TIMES),
             };
             assert!(notes.take() == expected, "{of:?}, budget {budget:?}");
         }
@@ -266,9 +246,9 @@ fn there_is_one_trace_and_it_can_be_taken_away() {
     assert!(!guest.machine.remove_hook(id));
     guest.run();
     assert_eq!(notes.take(), [] as [usize; 0]);
-    let arrivals = blocks(&guest);
+    let notes = blocks(&guest);
     guest.run();
-    assert_eq!(arrivals.take(), [0, 5, 13]);
+    assert_eq!(notes.take(), [0, 5, 13]);
 }
 
 #[test]
@@ -288,7 +268,7 @@ fn an_arrival_behind_a_false_one() {
         a.hlt().unwrap();
     });
     let end = guest.end - CODE - 1;
-    let arrivals = blocks(&guest);
+    let notes = blocks(&guest);
     for budget in (8..60).map(Some).chain([None]) {
         for times in [1, 2, 3, 9] {
             guest.vcpu.set_gpr(RSI, times as u64);
@@ -296,7 +276,7 @@ fn an_arrival_behind_a_false_one() {
             run_in_pieces(&mut guest, budget);
             let mut expected = vec![2; times + 1];
             (expected[0], expected[times]) = (0, end);
-            assert_eq!(arrivals.take(), expected, "{times} times in pieces of {budget:?}");
+            assert_eq!(notes.take(), expected, "{times} times in pieces of {budget:?}");
         }
     }
     // A fault at the second arrival, and at the third.
@@ -305,9 +285,9 @@ fn an_arrival_behind_a_false_one() {
     guest.vcpu.set_rip(GuestAddress(CODE));
     for expected in [&[0][..], &[]] {
         assert!(matches!(guest.vcpu.run(None), Exit::Exception { vector: 14, .. }));
-        assert_eq!(arrivals.take(), expected);
+        assert_eq!(notes.take(), expected);
     }
     guest.vcpu.set_gpr(RDI, DATA);
     assert_eq!(guest.vcpu.run(None), Exit::Halt);
-    assert_eq!(arrivals.take().len(), 100);
+    assert_eq!(notes.take().len(), 100);
 }

@@ -138,15 +138,14 @@ impl Vcpu {
             Kind::Compare => {
                 // Silicon looks at RDI's side first, AMD's at RSI's in one of the four.
                 let amd = Vendor::of_this_host() == Vendor::Amd;
-                if amd && size == 1 && instruction.has_repe_prefix() {
+                let (left, right) = if amd && size == 1 && instruction.has_repe_prefix() {
                     let left = self.load_word(core, source, size)?;
-                    let right = self.load_word(core, destination, size)?;
-                    self.compare_words(left, right, size);
+                    (left, self.load_word(core, destination, size)?)
                 } else {
                     let right = self.load_word(core, destination, size)?;
-                    let left = self.load_word(core, source, size)?;
-                    self.compare_words(left, right, size);
-                }
+                    (self.load_word(core, source, size)?, right)
+                };
+                self.compare_words(left, right, size);
             }
         }
         let back = self.rflags() & Flag::DF.mask() != 0;

@@ -123,17 +123,22 @@ pub(super) fn always(_: &Divergence, _: &Difference) -> bool {
 /// Whether the culprit's encoding has this legacy prefix.
 pub(super) fn has_prefix(divergence: &Divergence, wanted: u8) -> bool {
     const PREFIXES: [u8; 11] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3];
-    let rip = GuestAddress(state(divergence).rip);
-    let code = divergence.case.initial_bytes(rip).unwrap_or_default();
-    code.iter().take_while(|byte| PREFIXES.contains(byte)).any(|&byte| byte == wanted)
+    code_of(divergence)
+        .iter()
+        .take_while(|byte| PREFIXES.contains(byte))
+        .any(|&byte| byte == wanted)
 }
 
 /// Whether the culprit's encoding has this byte behind its legacy prefixes but 66, F0, F2 and F3.
 pub(super) fn starts_with(divergence: &Divergence, wanted: u8) -> bool {
     const PREFIXES: [u8; 7] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x67];
+    code_of(divergence).iter().find(|byte| !PREFIXES.contains(byte)) == Some(&wanted)
+}
+
+/// The bytes that the culprit's encoding begins.
+fn code_of(divergence: &Divergence) -> &[u8] {
     let rip = GuestAddress(state(divergence).rip);
-    let code = divergence.case.initial_bytes(rip).unwrap_or_default();
-    code.iter().find(|byte| !PREFIXES.contains(byte)) == Some(&wanted)
+    divergence.case.initial_bytes(rip).unwrap_or_default()
 }
 
 /// The value of a source operand, where it is a general-purpose register.
