@@ -42,7 +42,9 @@ pub fn header(
         }),
         None => writeln!(text, "# not explained by the table of accepted differences"),
     };
-    if let (Ok(left), Ok(right)) = (silicon.run(case), engine.run(case)) {
+    if let Ok(left) = silicon.run(case)
+        && let Ok(right) = engine.run_beside(case, left.stop)
+    {
         let visible = silicon.capabilities().visible.common(engine.capabilities().visible);
         let differences = compare(case, &left, &right, visible);
         let names = (silicon.name(), engine.name());

@@ -81,13 +81,13 @@ impl Findings {
     }
 
     /// Makes sure that a finding's cluster has an example: the first one is minimised with
-    /// `(judge, engine)` and written.
+    /// `(judge, engine)` and written. Whether this is the first one.
     pub(super) fn note(
         &self,
         finding: &Finding,
         engines: (&mut Silicon, &mut dyn Engine),
         folder: Option<&Folder>,
-    ) -> Result<(), FileError> {
+    ) -> Result<bool, FileError> {
         let key = (finding.key.clone(), finding.accepted.is_some());
         self.first_of(key, || {
             let (silicon, engine) = engines;
@@ -102,19 +102,20 @@ impl Findings {
     }
 
     /// Makes sure that a finding's cluster has an example: that of the first one is made by `make`.
+    /// Whether this is the first one.
     pub(super) fn first_of(
         &self,
         key: FindingKey,
         make: impl FnOnce() -> Result<Example, FileError>,
-    ) -> Result<(), FileError> {
+    ) -> Result<bool, FileError> {
         match self.lock().entry(key.clone()) {
             // There is one, or another worker is at it.
-            Entry::Occupied(_) => return Ok(()),
+            Entry::Occupied(_) => return Ok(false),
             Entry::Vacant(place) => drop(place.insert(None)),
         }
         let example = make()?;
         self.lock().insert(key, Some(example));
-        Ok(())
+        Ok(true)
     }
 
     /// How many there are, and how many of them are not explained.
@@ -198,7 +199,8 @@ fn shows_alone(
     if instruction.mnemonic() != mnemonic {
         return false;
     }
-    let (Ok(left), Ok(right)) = (silicon.run(case), engine.run(case)) else { return false };
+    let Ok(left) = silicon.run(case) else { return false };
+    let Ok(right) = engine.run_beside(case, left.stop) else { return false };
     let differences = differences_of(silicon, engine, &instruction, case, (&left, &right));
     if differences.is_empty() {
         return false;
@@ -221,7 +223,8 @@ fn shows_in_sequence(
     finding: &Finding,
     case: &Case,
 ) -> bool {
-    let (Ok(reference), Ok(outcome)) = (silicon.run(case), engine.run(case)) else { return false };
+    let Ok(reference) = silicon.run(case) else { return false };
+    let Ok(outcome) = engine.run_beside(case, reference.stop) else { return false };
     match judge_outcome(silicon, engine, case, &reference, outcome) {
         EngineVerdict::Differs { findings, .. } => {
             findings.iter().any(|found| is_same(found, finding))

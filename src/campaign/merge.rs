@@ -9,7 +9,7 @@ use super::books::write;
 use super::folder::{FileError, Folder, at};
 use super::pairs::{self, MnemonicPairs};
 use super::samples::Sample;
-use super::summary::{ClusterRecord, Summary};
+use super::summary::{ClusterRecord, Runs, Summary};
 use super::tally::add_counts;
 
 /// Why folders cannot be merged.
@@ -122,18 +122,13 @@ pub(super) fn join(first: Summary, second: Summary) -> Summary {
     samples.append(end, &second.samples);
     let mut two_vcpus = first.two_vcpus;
     two_vcpus.add(&second.two_vcpus);
-    let mut runs = first.runs;
-    for (name, more) in second.runs {
-        let runs = runs.entry(name).or_default();
-        runs.cases += more.cases;
-        runs.seconds += more.seconds;
-    }
     Summary {
         engines: first.engines,
         seed: first.seed,
         shards: first.shards.into_iter().chain(second.shards).collect(),
         generator: first.generator,
-        runs,
+        runs: sum_runs(first.runs, second.runs),
+        work: sum_runs(first.work, second.work),
         samples,
         two_vcpus,
         seconds: first.seconds + second.seconds,
@@ -157,6 +152,18 @@ pub(super) fn join(first: Summary, second: Summary) -> Summary {
         ..Summary::default()
     }
     .derived()
+}
+
+fn sum_runs(
+    mut left: BTreeMap<String, Runs>,
+    right: BTreeMap<String, Runs>,
+) -> BTreeMap<String, Runs> {
+    for (name, more) in right {
+        let runs = left.entry(name).or_default();
+        runs.cases += more.cases;
+        runs.seconds += more.seconds;
+    }
+    left
 }
 
 fn sum(mut left: BTreeMap<String, u64>, right: BTreeMap<String, u64>) -> BTreeMap<String, u64> {

@@ -12,12 +12,15 @@ use super::{Ledger, Plan, Samples, Tally};
 use crate::concurrent::Counts;
 use crate::generate::Generator;
 use crate::oracle::compare::ComponentClass;
-use crate::oracle::judge::ClusterKey;
+use crate::oracle::judge::{ClusterKey, Cost};
 
 /// Name of the file in a campaign's folder.
 pub(super) const FILE: &str = "summary.json";
 /// What the runs of all engines together are called.
 pub(super) const ALL: &str = "all";
+/// Names of kinds of [`Summary::work`].
+pub(super) const SEARCH: &str = "search";
+pub(super) const MINIMISE: &str = "minimise";
 /// Name of the kind of program that has no structure.
 const RAW: &str = "Raw";
 
@@ -59,6 +62,10 @@ pub struct Runs {
 }
 
 impl Runs {
+    fn of(cost: &Cost) -> Self {
+        Self { cases: cost.cases, seconds: cost.time.as_secs_f64() }
+    }
+
     fn rate(self) -> f64 {
         if self.seconds > 0.0 { self.cases as f64 / self.seconds } else { 0.0 }
     }
@@ -82,6 +89,10 @@ pub struct Summary {
     /// Each engine's runs by themselves, and `all` of it together.
     #[serde(default)]
     pub runs: BTreeMap<String, Runs>,
+    /// Cases on which other work was done, and the time that it took: searches for culprits, and making
+    /// the examples of distinct differences small.
+    #[serde(default)]
+    pub work: BTreeMap<String, Runs>,
     /// Cases a second on one core: each engine's runs by themselves, and `all` of it together.
     pub cases_per_second_per_core: BTreeMap<String, f64>,
     /// Distinct differences.
@@ -207,15 +218,15 @@ impl Summary {
             .engines
             .iter()
             .zip(&tally.costs)
-            .map(|(name, cost)| {
-                (name.clone(), Runs { cases: cost.cases, seconds: cost.time.as_secs_f64() })
-            })
+            .map(|(name, cost)| (name.clone(), Runs::of(cost)))
             .collect();
         let seconds = elapsed.as_secs_f64();
         let all = Runs { cases: tally.cases, seconds: seconds * plan.workers as f64 };
         runs.insert(ALL.to_owned(), all);
+        let work = [(SEARCH, tally.searches), (MINIMISE, tally.minimising)];
         Self {
             runs,
+            work: work.map(|(name, cost)| (name.to_owned(), Runs::of(&cost))).into(),
             seconds,
             samples,
             cases: tally.cases,

@@ -45,6 +45,10 @@ pub struct Tally {
     pub seen: BTreeMap<FindingKey, Seen>,
     /// Cost of each engine, silicon first.
     pub costs: Vec<Cost>,
+    /// Cost of the searches for culprits …
+    pub searches: Cost,
+    /// … and of making examples of distinct differences small.
+    pub minimising: Cost,
     /// What two vCPUs have run.
     pub two_vcpus: Counts,
 }
@@ -165,6 +169,8 @@ impl Tally {
             actions,
             seen,
             costs,
+            searches,
+            minimising,
             two_vcpus,
         } = other;
         self.two_vcpus.add(&take(two_vcpus));
@@ -193,9 +199,10 @@ impl Tally {
         }
         self.costs.resize(self.costs.len().max(costs.len()), Cost::default());
         for (cost, more) in self.costs.iter_mut().zip(take(costs)) {
-            cost.cases += more.cases;
-            cost.time += more.time;
+            cost.add(more);
         }
+        self.searches.add(take(searches));
+        self.minimising.add(take(minimising));
     }
 
     /// Counts what was seen of a distinct difference.

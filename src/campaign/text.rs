@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::summary::{ClusterRecord, Summary, share};
+use super::summary::{ALL, ClusterRecord, MINIMISE, SEARCH, Summary, share};
 
 /// Clusters that are listed, so that all fits a screen.
 const MAX_CLUSTER_LINES: usize = 24;
@@ -47,13 +47,28 @@ impl Summary {
         self.line_of_two_vcpus(&mut text);
         let _ = writeln!(
             text,
-            "differed only in undefined results: {}; as known differences do, not searched: {}",
-            self.only_undefined, self.plausible
+            "differed only in undefined results: {}; as known differences do, not searched: {}; \
+             searched: {}; made small: {}",
+            self.only_undefined,
+            self.plausible,
+            self.share_of_time(SEARCH),
+            self.share_of_time(MINIMISE)
         );
         let _ = writeln!(text, "stops: {}", most(&self.stops, 8));
         let _ = writeln!(text, "refused: {}", most(&self.refused, 5));
         self.cluster_lines(&mut text);
         text
+    }
+
+    /// How many cases some work was done on, and in what part of the time.
+    fn share_of_time(&self, work: &str) -> String {
+        let done = self.work.get(work).copied().unwrap_or_default();
+        format!("{} in {:.0} % of the time", done.cases, self.percent_of_time(done.seconds))
+    }
+
+    fn percent_of_time(&self, seconds: f64) -> f64 {
+        let all = self.runs.get(ALL).map_or(0.0, |all| all.seconds);
+        if all > 0.0 { 100.0 * seconds / all } else { 0.0 }
     }
 
     fn verdict(&self) -> String {
@@ -70,8 +85,7 @@ impl Summary {
         if counts.scenes == 0 {
             return;
         }
-        let seconds = self.runs.get(super::summary::ALL).map_or(0.0, |all| all.seconds);
-        let part = if seconds > 0.0 { 100.0 * counts.seconds / seconds } else { 0.0 };
+        let part = self.percent_of_time(counts.seconds);
         let _ = writeln!(
             text,
             "two vCPUs: {} scenes in {part:.0} % of the time, {} of which ended in several ways; {} rounds: \

@@ -1,6 +1,7 @@
 //! One thread of a campaign.
 
 use std::io;
+use std::mem::take;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use super::two_vcpus::{SceneFinding, TwoVcpus};
 use super::{MakeJudge, Shared, Tally};
 use crate::engine::Engine;
 use crate::generate::{Generator, Program, ProgramKind, choices};
-use crate::oracle::judge::{EngineVerdict, Finding, Judge, Verdict};
+use crate::oracle::judge::{Cost, EngineVerdict, Finding, Judge, Verdict};
 use crate::os::pin_to_nth_cpu;
 
 /// One case in this many is made of raw bytes.
@@ -122,7 +123,8 @@ impl<'a> Worker<'a> {
         let (shared, key) = (self.shared, (finding.key.clone(), false));
         self.see(number, key.clone(), None);
         let Some(two_vcpus) = &mut self.two_vcpus else { return Ok(()) };
-        shared.findings.first_of(key, || two_vcpus.example(finding, shared.folder))
+        shared.findings.first_of(key, || two_vcpus.example(finding, shared.folder))?;
+        Ok(())
     }
 
     /// Counts a distinct difference.
@@ -197,7 +199,13 @@ impl<'a> Worker<'a> {
         let key = (finding.key.clone(), finding.accepted.is_some());
         self.see(number, key, finding.row_names());
         let engine = self.judge.engines[index].as_mut();
-        shared.findings.note(finding, (&mut self.judge.silicon, engine), shared.folder)
+        let begun = Instant::now();
+        let is_new =
+            shared.findings.note(finding, (&mut self.judge.silicon, engine), shared.folder)?;
+        if is_new {
+            self.tally.minimising.add(Cost { cases: 1, time: begun.elapsed() });
+        }
+        Ok(())
     }
 
     fn look_for_changed_code(&mut self, number: u64, program: &Program) {
@@ -213,7 +221,8 @@ impl<'a> Worker<'a> {
 
     /// Adds this worker's counts to those of all: they are those of its cases before `position`.
     fn report(&mut self, position: u64) {
-        self.tally.costs = self.judge.costs.iter_mut().map(std::mem::take).collect();
+        self.tally.costs = self.judge.costs.iter_mut().map(take).collect();
+        self.tally.searches = take(&mut self.judge.searches);
         let mut books = self.shared.books();
         books.leases.done(self.index, position);
         books.tally.take_from(&mut self.tally);

@@ -1,6 +1,8 @@
 //! Engines by name.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 
 use clap::Args;
 use tregion::engine::Engine;
@@ -28,6 +30,9 @@ const OTHERS: &str = if cfg!(feature = "unicorn") {
 } else {
     "isolated:silicon, isolated:jit (this build has no Unicorn)"
 };
+
+/// Unicorn, given all cases.
+const UNFILTERED: &str = "unicorn:unfiltered";
 
 /// The JIT's names, and what is hooked in each.
 const JITS: [(&str, Hooked); 6] = [
@@ -59,11 +64,15 @@ pub(super) fn make(name: &str, number: usize) -> io::Result<Box<dyn Engine>> {
     match name {
         "silicon" => Ok(Box::new(Silicon::named(&title(name, number))?)),
         _ if hooked(name).is_some() => in_process(name),
-        "unicorn" => isolated(name, "unicorn:crashing"),
-        "unicorn:unfiltered" => isolated(name, name),
+        // What Unicorn lacks is found before it is sent to a process that would only say so.
+        #[cfg(feature = "unicorn")]
+        "unicorn" => {
+            Ok(Box::new(isolated(name, UNFILTERED)?.refusing(|case| Filter::Lacking.refuses(case))))
+        }
+        UNFILTERED => Ok(Box::new(isolated(name, name)?)),
         "unicorn:in-process" => in_process("unicorn:in-process"),
         _ => match name.strip_prefix("isolated:") {
-            Some(inner) => isolated(name, inner),
+            Some(inner) => Ok(Box::new(isolated(name, inner)?)),
             None => Err(unknown(name)),
         },
     }
@@ -71,9 +80,9 @@ pub(super) fn make(name: &str, number: usize) -> io::Result<Box<dyn Engine>> {
 
 /// The engine `served`, in a process of its own, which runs this very program even if its file has
 /// been replaced.
-fn isolated(name: &str, served: &str) -> io::Result<Box<dyn Engine>> {
+fn isolated(name: &str, served: &str) -> io::Result<Isolated> {
     let arguments = ["worker", "--engine", served].map(str::to_owned).to_vec();
-    Ok(Box::new(Isolated::new("/proc/self/exe".into(), arguments, name)?))
+    Isolated::new("/proc/self/exe".into(), arguments, name)
 }
 
 /// An engine in this process.
@@ -83,9 +92,7 @@ fn in_process(name: &str) -> io::Result<Box<dyn Engine>> {
         #[cfg(feature = "unicorn")]
         "unicorn:in-process" => Ok(Box::new(Unicorn::new()?)),
         #[cfg(feature = "unicorn")]
-        "unicorn:crashing" => Ok(Box::new(Unicorn::new()?.with_filter(Filter::Lacking))),
-        #[cfg(feature = "unicorn")]
-        "unicorn:unfiltered" => Ok(Box::new(Unicorn::new()?.with_filter(Filter::Nothing))),
+        UNFILTERED => Ok(Box::new(Unicorn::new()?.with_filter(Filter::Nothing))),
         _ => {
             let hooked = hooked(name).ok_or_else(|| unknown(name))?;
             Ok(Box::new(Jit::hooked(name, hooked).map_err(io::Error::other)?))
@@ -153,6 +160,8 @@ pub(super) fn work(arguments: &WorkerArguments) -> Result<Found, Failure> {
             return Ok(Found::Nothing);
         }
     };
-    isolated::serve(engine.as_mut(), io::stdin().lock(), io::stdout().lock())?;
+    // Not by way of `Stdout`, which writes line by line.
+    let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    isolated::serve(engine.as_mut(), io::stdin().lock(), output)?;
     Ok(Found::Nothing)
 }

@@ -13,11 +13,12 @@
 //! A worker that dies, is late or talks nonsense is killed, and another takes its place before the
 //! next case. Nothing else in the worker may write to its standard output.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, parent_id};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ const DEFAULT_LIMIT: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(1);
 /// More bytes than any frame has: four times the memory of the largest case.
 const LONGEST_FRAME: usize = 256 << 20;
+/// Bytes read at once: most cases are smaller.
+const BUFFER: usize = 64 << 10;
 
 /// What an engine says of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,11 +50,8 @@ type Request<'case> = (Option<Duration>, &'case Case);
 
 /// Runs cases from `input` on `engine` and writes what comes of them to `output`, until the input
 /// ends between two frames.
-pub fn serve(
-    engine: &mut dyn Engine,
-    mut input: impl Read,
-    mut output: impl Write,
-) -> io::Result<()> {
+pub fn serve(engine: &mut dyn Engine, input: impl Read, mut output: impl Write) -> io::Result<()> {
+    let mut input = BufReader::with_capacity(BUFFER, input);
     let (version, capabilities) = (engine.version(), engine.capabilities().clone());
     let greeting: Result<Greeting, String> = Ok(Greeting { version, capabilities });
     send(&mut output, &greeting)?;
@@ -95,6 +95,8 @@ pub struct Isolated {
     limit: Duration,
     leg_limit: Option<Duration>,
     greeting: Greeting,
+    /// Which cases are not to be sent.
+    refuses: fn(&Case) -> Option<Unsupported>,
     /// None between the loss of a worker and the next case.
     worker: Option<Worker>,
 }
@@ -105,7 +107,14 @@ impl Isolated {
     pub fn new(program: PathBuf, arguments: Vec<String>, name: &str) -> io::Result<Self> {
         let (worker, greeting) = Worker::start(&program, &arguments, DEFAULT_LIMIT)?;
         let (name, limit, worker) = (name.to_owned(), DEFAULT_LIMIT, Some(worker));
-        Ok(Self { program, arguments, name, limit, leg_limit: None, greeting, worker })
+        let refuses = |_: &Case| None;
+        Ok(Self { program, arguments, name, limit, leg_limit: None, greeting, refuses, worker })
+    }
+
+    /// The same engine, to which cases for which `refuses` has a reason are not sent.
+    #[must_use]
+    pub fn refusing(self, refuses: fn(&Case) -> Option<Unsupported>) -> Self {
+        Self { refuses, ..self }
     }
 
     /// The same engine with another time limit for each case.
@@ -139,6 +148,9 @@ impl Engine for Isolated {
     }
 
     fn run(&mut self, case: &Case) -> Answer {
+        if let Some(refused) = (self.refuses)(case) {
+            return Err(refused);
+        }
         let mut worker = match self.worker.take() {
             Some(worker) => worker,
             None => Worker::start(&self.program, &self.arguments, self.limit)
@@ -157,13 +169,11 @@ impl Engine for Isolated {
     }
 }
 
-/// A process and the thread that talks with it, so that neither reading nor writing can block the
-/// engine for longer than its limit. Killed when dropped.
+/// A process and this end of its standard streams, which are one socket. Killed when dropped.
 struct Worker {
     process: Child,
-    requests: Sender<Vec<u8>>,
-    /// First the greeting, then an answer for each request; `None` when the output has ended.
-    frames: Receiver<io::Result<Option<Vec<u8>>>>,
+    /// First the greeting comes, then an answer for each request.
+    frames: BufReader<Timed>,
 }
 
 impl Worker {
@@ -172,43 +182,49 @@ impl Worker {
         arguments: &[String],
         limit: Duration,
     ) -> io::Result<(Self, Greeting)> {
-        let mut process = Command::new(program)
+        let (stream, theirs) = UnixStream::pair()?;
+        let process = Command::new(program)
             .args(arguments)
             // Ctrl-C at a terminal is for this process alone.
             .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdin(OwnedFd::from(theirs.try_clone()?))
+            .stdout(OwnedFd::from(theirs))
             .spawn()?;
-        let (input, output) = (process.stdin.take(), process.stdout.take());
-        let (Some(input), Some(output)) = (input, output) else {
-            unreachable!("both streams were asked to be pipes");
-        };
-        let (requests, to_send) = channel();
-        let (received, frames) = channel();
-        thread::Builder::new()
-            .name("worker-talk".to_owned())
-            .spawn(move || talk(input, output, &to_send, &received))?;
-        let mut worker = Self { process, requests, frames };
+        let frames = BufReader::with_capacity(BUFFER, Timed { stream, end: None });
+        let mut worker = Self { process, frames };
+        worker.limit(limit);
         let greeting: Result<Greeting, String> = worker
-            .next_frame(limit)
+            .next_frame()
             .map_err(|loss| io::Error::other(format!("the worker did not start: {loss}")))?;
         Ok((worker, greeting.map_err(io::Error::other)?))
     }
 
     fn run(&mut self, request: &Request<'_>, limit: Duration) -> Result<Answer, Loss> {
-        let request = postcard::to_stdvec(request).expect("a case is plain data");
-        // The thread is gone if the worker is; what became of that is asked next.
-        let _ = self.requests.send(request);
-        self.next_frame(limit)
+        self.limit(limit);
+        match send(self.frames.get_mut(), request) {
+            Ok(()) => self.next_frame(),
+            Err(error) => Err(self.cause_of_error(&error)),
+        }
     }
 
-    fn next_frame<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<T, Loss> {
-        match self.frames.recv_timeout(limit) {
-            Ok(Ok(Some(frame))) => decode(&frame).map_err(|_| Loss::Overwritten),
-            Ok(Ok(None)) | Err(RecvTimeoutError::Disconnected) => Err(self.cause_of_end()),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Err(Loss::Overwritten),
-            Ok(Err(_)) => Err(self.cause_of_end()),
-            Err(RecvTimeoutError::Timeout) => Err(Loss::Hung),
+    /// Whatever comes next may take so long in all.
+    fn limit(&mut self, limit: Duration) {
+        self.frames.get_mut().end = Instant::now().checked_add(limit);
+    }
+
+    fn next_frame<T: DeserializeOwned>(&mut self) -> Result<T, Loss> {
+        match receive(&mut self.frames) {
+            Ok(Some(frame)) => decode(&frame).map_err(|_| Loss::Overwritten),
+            Ok(None) => Err(self.cause_of_end()),
+            Err(error) => Err(self.cause_of_error(&error)),
+        }
+    }
+
+    fn cause_of_error(&mut self, error: &io::Error) -> Loss {
+        match error.kind() {
+            io::ErrorKind::InvalidData => Loss::Overwritten,
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Loss::Hung,
+            _ => self.cause_of_end(),
         }
     }
 
@@ -234,34 +250,55 @@ impl Drop for Worker {
     }
 }
 
-/// Passes requests to a worker and its frames back, until either side is gone.
-fn talk(
-    mut input: impl Write,
-    mut output: impl Read,
-    requests: &Receiver<Vec<u8>>,
-    received: &Sender<io::Result<Option<Vec<u8>>>>,
-) {
-    loop {
-        let frame = receive(&mut output);
-        let last = !matches!(frame, Ok(Some(_)));
-        if received.send(frame).is_err() || last {
-            return;
-        }
-        let Ok(request) = requests.recv() else { return };
-        // If the worker is gone, its output has ended too, and that is what is reported.
-        let _ = send_bytes(&mut input, &request);
+/// A socket that waits no longer than until its end, whatever signals come.
+struct Timed {
+    stream: UnixStream,
+    end: Option<Instant>,
+}
+
+impl Timed {
+    /// How long it may still wait.
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.end.map(|end| end.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
     }
 }
 
-fn send(output: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
-    let bytes = postcard::to_stdvec(value).map_err(io::Error::other)?;
-    send_bytes(output, &bytes)
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.stream.set_read_timeout(self.left()?)?;
+            match self.stream.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
 }
 
-fn send_bytes(output: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
-    output.write_all(&length.to_le_bytes())?;
-    output.write_all(bytes)?;
+impl Write for Timed {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        loop {
+            self.stream.set_write_timeout(self.left()?)?;
+            match self.stream.write(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Sends a frame in one piece, so that who waits for it is woken once.
+fn send(output: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    const LENGTH: usize = size_of::<u32>();
+    let mut frame = postcard::to_extend(value, vec![0; LENGTH]).map_err(io::Error::other)?;
+    let length = u32::try_from(frame.len() - LENGTH).map_err(io::Error::other)?;
+    frame[..LENGTH].copy_from_slice(&length.to_le_bytes());
+    output.write_all(&frame)?;
     output.flush()
 }
 
@@ -276,8 +313,8 @@ fn receive(input: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
     if length > LONGEST_FRAME {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the frame is too long"));
     }
-    let mut frame = Vec::new();
-    // No memory for bytes that do not come: the length may be nonsense.
+    // Little memory for bytes that do not come: the length may be nonsense.
+    let mut frame = Vec::with_capacity(length.min(BUFFER));
     input.by_ref().take(length as u64).read_to_end(&mut frame)?;
     if frame.len() < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(Some(frame)) }
 }
@@ -293,10 +330,10 @@ mod tests {
     #[test]
     fn frames() {
         let mut bytes = Vec::new();
-        send_bytes(&mut bytes, b"one").unwrap();
-        send_bytes(&mut bytes, b"").unwrap();
+        send(&mut bytes, &"one").unwrap();
+        send(&mut bytes, &()).unwrap();
         let mut input = bytes.as_slice();
-        assert_eq!(receive(&mut input).unwrap().as_deref(), Some(&b"one"[..]));
+        assert_eq!(receive(&mut input).unwrap().as_deref(), Some(&b"\x03one"[..]));
         assert_eq!(receive(&mut input).unwrap().as_deref(), Some(&b""[..]));
         assert_eq!(receive(&mut input).unwrap(), None);
     }

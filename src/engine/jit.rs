@@ -7,18 +7,17 @@
 use std::time::Duration;
 
 use super::case_memory::CaseMemory;
-use super::watchdog::{Stop, Watchdog};
+use super::watchdog::{self, Watchdog};
 use super::{Capabilities, Engine, Unsupported, Visible};
-use crate::case::{Action, Case, ExceptionVector, MapModel, Mapping, Outcome, Trigger};
+use crate::case::{Action, Case, ExceptionVector, MapModel, Mapping, Outcome, Stop, Trigger};
 use crate::exec::{Exit, Figures, Kick, Machine, MachineError, TraceOf, Vcpu};
 use crate::guest::{State, Xstate};
 use crate::memory::{Backing, MapError};
 
 /// Processor time that one leg may take, unless another is set.
 const LEG_LIMIT: Duration = Duration::from_millis(200);
-/// … and after which, in a second try, it has: kernels slow down who makes split locks, and one look
-/// does not tell. What silicon ends within its own limit, four times slower here, still ends.
-const SECOND_LEG_LIMIT: Duration = Duration::from_secs(8);
+/// … and that it may take where silicon comes to an end: kernels slow down who makes split locks.
+const PATIENT_LEG_LIMIT: Duration = Duration::from_secs(8);
 /// The first machine has a window of 2^46 bytes, the most there are; the others, which have to fit
 /// beside it, of 2^40 bytes.
 const WINDOW_BITS: [u32; 2] = [46, 40];
@@ -95,7 +94,7 @@ struct Present {
     position: u64,
 }
 
-impl Stop for Kick {
+impl watchdog::Stop for Kick {
     fn stop(&self) {
         self.ask();
     }
@@ -113,7 +112,7 @@ struct Run<'case> {
 enum LegEnd {
     /// The trigger of the next event was met.
     Trigger,
-    Stop(crate::case::Stop),
+    Stop(Stop),
 }
 
 impl Jit {
@@ -313,7 +312,7 @@ impl Jit {
     fn leg(&mut self, run: &mut Run<'_>) -> Result<LegEnd, Failed> {
         let left = run.case.limit.map(|limit| limit - run.executed);
         if left == Some(0) {
-            return Ok(LegEnd::Stop(crate::case::Stop::Limit));
+            return Ok(LegEnd::Stop(Stop::Limit));
         }
         let trigger = run.case.events.get(run.events_applied).map(|event| event.trigger);
         let wanted = match trigger {
@@ -338,7 +337,7 @@ impl Jit {
         let done = self.room().vcpu.executed() - before;
         run.executed += done;
         if run_away {
-            return Ok(LegEnd::Stop(crate::case::Stop::TimeLimit));
+            return Ok(LegEnd::Stop(Stop::TimeLimit));
         }
         self.interpret(exit, trigger, wanted == Some(done))
     }
@@ -361,7 +360,6 @@ impl Jit {
         trigger: Option<Trigger>,
         counted: bool,
     ) -> Result<LegEnd, Failed> {
-        use crate::case::Stop;
         Ok(LegEnd::Stop(match exit {
             Exit::Halt if trigger == Some(Trigger::Halt) => return Ok(LegEnd::Trigger),
             Exit::Halt => Stop::Halt,
@@ -422,14 +420,7 @@ impl Engine for Jit {
     }
 
     fn run(&mut self, case: &Case) -> Result<Outcome, Unsupported> {
-        let mut result = self.run_case(case);
-        let late =
-            result.as_ref().is_ok_and(|outcome| outcome.stop == crate::case::Stop::TimeLimit);
-        if late && !self.limited {
-            self.watchdog.set_limit(SECOND_LEG_LIMIT);
-            result = self.run_case(case);
-            self.watchdog.set_limit(LEG_LIMIT);
-        }
+        let result = self.run_case(case);
         if result.is_err() {
             // Whatever is mapped now, the next case starts from nothing.
             let machine = &self.room().machine;
@@ -440,6 +431,17 @@ impl Engine for Jit {
             self.room_mut().present.clear();
         }
         result.map_err(|Failed(unsupported)| unsupported)
+    }
+
+    fn run_beside(&mut self, case: &Case, silicon: Stop) -> Result<Outcome, Unsupported> {
+        let outcome = self.run(case)?;
+        if outcome.stop != Stop::TimeLimit || silicon == Stop::TimeLimit || self.limited {
+            return Ok(outcome);
+        }
+        self.watchdog.set_limit(PATIENT_LEG_LIMIT);
+        let outcome = self.run(case);
+        self.watchdog.set_limit(LEG_LIMIT);
+        outcome
     }
 }
 

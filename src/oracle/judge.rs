@@ -23,6 +23,8 @@ pub struct Judge {
     pub engines: Vec<Box<dyn Engine>>,
     /// What each engine's first runs cost, silicon's first; localising is not in it.
     pub costs: Vec<Cost>,
+    /// What the searches for culprits cost.
+    pub searches: Cost,
 }
 
 /// What an engine's runs cost.
@@ -32,6 +34,14 @@ pub struct Cost {
     pub cases: u64,
     /// Time on the clock that they took.
     pub time: Duration,
+}
+
+impl Cost {
+    /// Adds what others cost.
+    pub fn add(&mut self, more: Self) {
+        self.cases += more.cases;
+        self.time += more.time;
+    }
 }
 
 /// What makes two divergences the same finding.
@@ -115,7 +125,7 @@ impl Judge {
     #[must_use]
     pub fn new(silicon: Silicon, engines: Vec<Box<dyn Engine>>) -> Self {
         let costs = vec![Cost::default(); 1 + engines.len()];
-        Self { silicon, engines, costs }
+        Self { silicon, engines, costs, searches: Cost::default() }
     }
 
     /// Runs `case` everywhere and finds the culprit of every difference.
@@ -136,15 +146,22 @@ impl Judge {
         if let Stop::Lost(loss) = reference.stop {
             return Verdict::Unjudged(Unsupported::new(format!("the judge was lost: {loss}")));
         }
-        let silicon = &mut self.silicon;
+        let (silicon, searches) = (&mut self.silicon, &mut self.searches);
         let engines = self
             .engines
             .iter_mut()
             .zip(&mut self.costs[1..])
             .map(|(engine, cost)| {
                 let engine = engine.as_mut();
-                match timed(cost, || engine.run(case)) {
-                    Ok(outcome) => verdict(silicon, engine, case, &reference, outcome, may_skip),
+                match timed(cost, || engine.run_beside(case, reference.stop)) {
+                    Ok(outcome) => {
+                        let begun = Instant::now();
+                        let verdict = verdict(silicon, engine, case, &reference, outcome, may_skip);
+                        if matches!(verdict, EngineVerdict::Differs { .. }) {
+                            searches.add(Cost { cases: 1, time: begun.elapsed() });
+                        }
+                        verdict
+                    }
                     Err(unsupported) => EngineVerdict::Unsupported(unsupported),
                 }
             })
@@ -164,7 +181,7 @@ pub fn judge_one(
     if let Stop::Lost(loss) = reference.stop {
         return Err(Unsupported::new(format!("the judge was lost: {loss}")));
     }
-    Ok(match engine.run(case) {
+    Ok(match engine.run_beside(case, reference.stop) {
         Ok(outcome) => verdict(silicon, engine, case, &reference, outcome, |_, _, _, _| false),
         Err(unsupported) => EngineVerdict::Unsupported(unsupported),
     })
@@ -182,7 +199,8 @@ fn verdict(
 ) -> EngineVerdict {
     let mut runs = (Cow::Borrowed(reference), outcome);
     if (runs.0.stop == Stop::TimeLimit) != (runs.1.stop == Stop::TimeLimit)
-        && let (Ok(reference), Ok(outcome)) = (silicon.run(case), engine.run(case))
+        && let Ok(reference) = silicon.run(case)
+        && let Ok(outcome) = engine.run_beside(case, reference.stop)
     {
         runs = (Cow::Owned(reference), outcome);
     }
@@ -222,8 +240,7 @@ fn timed<T>(
     let start = Instant::now();
     let result = run();
     if result.is_ok() {
-        cost.cases += 1;
-        cost.time += start.elapsed();
+        cost.add(Cost { cases: 1, time: start.elapsed() });
     }
     result
 }

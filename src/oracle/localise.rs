@@ -224,9 +224,9 @@ impl Search<'_> {
     }
 
     fn probe(&mut self, start: usize, end: usize, case: Case) -> Result<Probe, Unsupported> {
-        let mut outcome = self.engine.run(&case)?;
-        outcome.events_applied += self.trace.steps[start].events_applied;
         let expected = self.expected(start, end, &case);
+        let mut outcome = self.engine.run_beside(&case, expected.stop)?;
+        outcome.events_applied += self.trace.steps[start].events_applied;
         let differences = compare(&case, &expected, &outcome, self.visible);
         Ok(Probe { stops: (expected.stop, outcome.stop), differences, case })
     }

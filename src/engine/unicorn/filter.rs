@@ -30,26 +30,29 @@ pub enum Filter {
     LackingAndCrashing,
 }
 
-/// The first thing in `case` that keeps it from being run.
-pub(super) fn refused(case: &Case, filter: Filter) -> Option<Unsupported> {
-    if filter == Filter::Nothing {
-        return None;
+impl Filter {
+    /// The first thing in `case` that keeps it from being run.
+    #[must_use]
+    pub fn refuses(self, case: &Case) -> Option<Unsupported> {
+        if self == Self::Nothing {
+            return None;
+        }
+        let entry = GuestAddress(case.state.rip);
+        let executable = case.mappings.iter().filter(|mapping| mapping.permissions.execute());
+        let starts = executable.clone().map(|mapping| mapping.range.start());
+        let writes = case.events.iter().flat_map(|event| &event.actions).filter_map(|action| {
+            let Action::Write { address, bytes } = action else { return None };
+            let code = executable.clone().any(|mapping| mapping.range.contains(*address));
+            code.then_some((*address, bytes.as_slice()))
+        });
+        // Most programs begin where their mapping begins; those are not to be decoded twice.
+        let entries = starts.filter(|start| *start != entry).chain(std::iter::once(entry));
+        entries
+            .filter_map(|start| Some((start, case.initial_bytes(start)?)))
+            .chain(writes)
+            .find_map(|(start, bytes)| refused_in(without_zero_tail(bytes), start, self))
+            .map(Unsupported::new)
     }
-    let entry = GuestAddress(case.state.rip);
-    let executable = case.mappings.iter().filter(|mapping| mapping.permissions.execute());
-    let starts = executable.clone().map(|mapping| mapping.range.start());
-    let writes = case.events.iter().flat_map(|event| &event.actions).filter_map(|action| {
-        let Action::Write { address, bytes } = action else { return None };
-        let code = executable.clone().any(|mapping| mapping.range.contains(*address));
-        code.then_some((*address, bytes.as_slice()))
-    });
-    // Most programs begin where their mapping begins; those are not to be decoded twice.
-    let entries = starts.filter(|start| *start != entry).chain(std::iter::once(entry));
-    entries
-        .filter_map(|start| Some((start, case.initial_bytes(start)?)))
-        .chain(writes)
-        .find_map(|(start, bytes)| refused_in(without_zero_tail(bytes), start, filter))
-        .map(Unsupported::new)
 }
 
 fn refused_in(bytes: &[u8], start: GuestAddress, filter: Filter) -> Option<&'static str> {

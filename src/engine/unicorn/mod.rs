@@ -215,7 +215,7 @@ impl Engine for Unicorn {
     }
 
     fn run(&mut self, case: &Case) -> Result<Outcome, Unsupported> {
-        if let Some(refused) = filter::refused(case, self.filter) {
+        if let Some(refused) = self.filter.refuses(case) {
             return Err(refused);
         }
         let failed = |error: Error| Unsupported::new(format!("Unicorn fails: {error}"));
