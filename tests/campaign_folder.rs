@@ -73,6 +73,7 @@ fn assert_same(left: Summary, right: Summary) {
 fn counts(mut summary: Summary) -> Summary {
     summary.seconds = 0.0;
     summary.runs = BTreeMap::new();
+    summary.work = BTreeMap::new();
     summary.cases_per_second_per_core = BTreeMap::new();
     summary.samples = Samples::default();
     for cluster in &mut summary.clusters {

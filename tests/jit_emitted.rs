@@ -24,7 +24,7 @@ use sources::{Source, Sources};
 use tregion::guest::GuestAddress;
 use tregion::translate::{
     Announced, Class, Exit, Extended, Recorded, Relocation, Request, SideEntry, TraceOf,
-    TranslatedBlock, Translator, X87Opcode, class, patchable,
+    TranslatedBlock, Translator, WordMove, X87Opcode, class, patchable,
 };
 
 /// Sources translated, unless the environment says otherwise.
@@ -94,7 +94,12 @@ fn blocks(
     while done < source.code.len() && blocks.len() < MOST_BLOCKS {
         let pc = GuestAddress(source.pc).wrapping_add(done as u64);
         let page = pc.page_start();
-        let stops = [pc.wrapping_add(20)];
+        // Whatever is there, and every second instruction or so that moves a word.
+        let decoder = Decoder::with_ip(64, &source.code[done..], pc.0, DecoderOptions::NONE);
+        let moves = decoder.into_iter().take(64).filter(|it| WordMove::of(it).is_some());
+        let moves = moves.map(|it| GuestAddress(it.ip())).filter(|at| at.0 % 32 >= 16);
+        let mut observed: Vec<_> = moves.chain([pc.wrapping_add(20)]).collect();
+        observed.sort_unstable();
         let checked = variant & 2 != 0 && pc.0 < 1 << bits;
         let part = [(pc.wrapping_add(pc.0 % 16), pc.wrapping_add(40))];
         let patched = patchable(&source.code[done..], pc);
@@ -104,7 +109,7 @@ fn blocks(
             pc,
             code: &source.code[done..],
             span: (page, page.wrapping_add(4095)),
-            stops: if variant & 4 != 0 { &stops } else { &[] },
+            observed: if variant & 4 != 0 { &observed } else { &[] },
             counted: variant & 1 != 0,
             checked,
             announced: Announced {
@@ -181,6 +186,7 @@ fn nothing_reaches_beyond_the_window_and_the_block() {
     assert!(figures.probes * 2 < figures.window_accesses * 3, "addresses are known now and then");
     assert!(figures.strings > 0 && figures.exits > number, "everything is among them");
     assert!(figures.announcements > number / 10, "blocks with hooks too");
+    assert!(figures.observed > 1000, "words that somebody looks at too");
     assert!(figures.notes > number / 10, "blocks with a trace too");
     assert!(figures.loops > 100 && figures.facts_of_loops > 100, "loops without probes too");
 }

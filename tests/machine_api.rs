@@ -18,6 +18,8 @@ mod guest;
 mod hooks;
 #[path = "machine_api/memory_hooks.rs"]
 mod memory_hooks;
+#[path = "machine_api/observed.rs"]
+mod observed;
 #[path = "machine_api/process.rs"]
 mod process;
 #[path = "machine_api/traces.rs"]

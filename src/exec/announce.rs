@@ -164,7 +164,7 @@ impl Vcpu {
 
     /// How many of its instructions a block that was left by a call has not executed, and what it has noted of the
     /// first of them, which is at RIP.
-    fn undone(&mut self, core: &Core) -> (u16, Noted) {
+    pub(super) fn undone(&mut self, core: &Core) -> (u16, Noted) {
         let Some(located) = core.cache.locate(self.memory.block().exit_address - 1) else {
             return Default::default();
         };

@@ -15,7 +15,7 @@ use super::exit::{Exit, vector};
 use super::shared::Locked;
 use super::step::{Single, Undone, not_canonical};
 use super::vcpu::{Fault, Vcpu, lost};
-use crate::guest::{GuestAddress, PAGE_SIZE, Permissions, Vendor};
+use crate::guest::{GuestAddress, PAGE_SIZE, Permissions, Vendor, memory_bytes};
 use crate::translate::is_canonical;
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -72,7 +72,7 @@ impl Vcpu {
         if saves_all(instruction) && !is_canonical(address) {
             return Err(not_canonical(instruction).into());
         }
-        let size = instruction.memory_size().size().max(1);
+        let size = memory_bytes(instruction).max(1);
         self.bounce_with(core, instruction, size, |_| ())
     }
 
@@ -305,7 +305,7 @@ fn first_piece(instruction: &Instruction) -> u64 {
         _ if size.size() == 64 && writes(instruction) && Vendor::of_this_host() == Vendor::Amd => {
             32
         }
-        _ => size.size() as u64,
+        _ => memory_bytes(instruction) as u64,
     }
 }
 

@@ -170,9 +170,9 @@ impl Core {
                 return Found::Nothing;
             }
             let Some(span) = self.cache.span(region) else { return Found::Nothing };
-            let stops = self.sites.stepped(key.pc, self.source.len() as u64);
+            let observed = self.sites.noted(key.pc, self.source.len() as u64);
             // Nothing but the code's bytes decides what the block is.
-            let as_is = !self.hooks.on_code && stops.is_empty();
+            let as_is = !self.hooks.on_code && observed.is_empty();
             if as_is && let Some(revived) = self.cache.revive(region, key, &self.source, checked) {
                 return self.found(key, revived);
             }
@@ -185,7 +185,7 @@ impl Core {
                 pc: key.pc,
                 code: &self.source,
                 span,
-                stops: &stops,
+                observed: &observed,
                 counted: key.counted,
                 checked,
                 announced: self.hooks.announced(),

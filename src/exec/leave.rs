@@ -35,7 +35,9 @@ impl Vcpu {
                 self.leave_within(at, (pc, done), left, counted);
                 Handled::End(End::Step)
             }
-            Leave::Announce { .. } => Handled::End(self.back_out(core, counted)),
+            Leave::Announce { .. } | Leave::Observed { .. } => {
+                Handled::End(self.back_out(core, counted))
+            }
             Leave::Changed => {
                 let key = located.block.key;
                 // At its entry it was invalidated already, and may be valid again by now. A jump may
@@ -97,12 +99,14 @@ impl Vcpu {
             Some((located, exit))
         });
         let (located, branch, offset) = match exit {
-            Some((located, Exit { leave: Leave::Indirect { branch }, offset })) => {
-                (located, branch, offset)
-            }
-            Some((located, Exit { leave: Leave::Announce { at }, offset })) => {
-                (located, at, offset)
-            }
+            Some((
+                located,
+                Exit {
+                    leave:
+                        Leave::Indirect { branch: at } | Leave::Announce { at } | Leave::Observed { at },
+                    offset,
+                },
+            )) => (located, at, offset),
             _ => return End::Exit(lost("a block is left at no branch")),
         };
         let (pc, translated) = (located.block.key.pc, located.translated());

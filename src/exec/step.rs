@@ -14,7 +14,7 @@ use super::exit::{Exit, vector};
 use super::length::{MOST_BYTES, length};
 use super::shared::Locked;
 use super::vcpu::{ENTRIES_UNTIL_A_LOOK, End, Fault, Stepped, Vcpu, lost};
-use crate::guest::{Flag, GuestAddress, PAGE_SIZE, decoder, with_ignored_bits};
+use crate::guest::{Flag, GuestAddress, PAGE_SIZE, decoder, memory_bytes, with_ignored_bits};
 use crate::memory::WriteFault;
 use crate::translate::{Class, Extended, Purpose, Stub, class, class_of, is_canonical};
 
@@ -248,7 +248,7 @@ impl Vcpu {
         // An address that is not canonical makes the host say #GP where the guest may have to see #SS.
         let plain = class(instruction.code()) == Class::Plain;
         let address = self.operand_address(&instruction).unwrap_or_default();
-        let size = instruction.memory_size().size() as u64;
+        let size = memory_bytes(&instruction) as u64;
         if !plain || !is_canonical(address) || !is_canonical(address.wrapping_add(size)) {
             return End::Step;
         }

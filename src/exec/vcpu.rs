@@ -84,8 +84,10 @@ pub struct Vcpu {
 pub(super) enum Handled {
     /// Another block is to be entered, at `block.entry`; RIP is its address.
     Start,
-    /// The block that was left goes on at `block.entry`, behind the call.
+    /// The block that was left goes on at `block.entry`, behind the call, with the instruction in hand …
     Resume,
+    /// … or behind it: that is done, and RIP is the address behind it.
+    Behind,
     End(End),
 }
 
@@ -332,23 +334,24 @@ impl Vcpu {
         block.entry = host;
         block.budget = left.unwrap_or(0) as i64;
         self.first = host;
-        let mut resumes = false;
+        let mut entered = Handled::Start;
         if self.on_code {
             self.expect_arrival();
         }
         let end = loop {
             if !self.enter(shared, running) {
-                break if resumes { self.back_out(running.core(), key.counted) } else { End::Go };
+                break match entered {
+                    Handled::Resume => self.back_out(running.core(), key.counted),
+                    Handled::Behind => self.stay_behind(running.core(), key.counted),
+                    Handled::Start | Handled::End(_) => End::Go,
+                };
             }
-            match self.handle(shared, &mut pinned, running, key.counted) {
-                Handled::Start => {
-                    resumes = false;
-                    if self.on_code {
-                        self.expect_arrival();
-                    }
-                }
-                Handled::Resume => resumes = true,
+            entered = match self.handle(shared, &mut pinned, running, key.counted) {
                 Handled::End(end) => break end,
+                entered => entered,
+            };
+            if self.on_code && matches!(entered, Handled::Start) {
+                self.expect_arrival();
             }
         };
         if let Some(left) = left {
@@ -397,6 +400,7 @@ impl Vcpu {
             stub @ (Stub::Arrival | Stub::Instruction) => {
                 self.announced(shared, pinned, running, counted, stub == Stub::Arrival)
             }
+            Stub::Observed => self.observed(shared, pinned, running, counted),
             Stub::Halt if self.passes_at_once(counted) => Handled::End(End::Exit(Exit::Halt)),
             Stub::SystemCall if self.passes_at_once(counted) => {
                 self.note_system_call();

@@ -1,6 +1,6 @@
 //! [`decoder`]: machine code as this host's processor reads it.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 
 use super::Vendor;
 
@@ -20,6 +20,16 @@ pub(crate) fn decoder_of(vendor: Vendor, bytes: &[u8], ip: u64) -> Decoder<'_> {
         Vendor::Intel => DecoderOptions::NONE,
     };
     Decoder::with_ip(64, bytes, ip, options)
+}
+
+/// Bytes of an instruction's memory operand, as this host's processor accesses it: AMD's load 32 bits for a
+/// MOVSXD with a 16-bit operand, Intel's 16 (Intel SDM volume 2B, "MOVSX/MOVSXD"; AMD64 Architecture
+/// Programmer's Manual volume 3, "MOVSXD").
+pub(crate) fn memory_bytes(instruction: &Instruction) -> usize {
+    match instruction.code() {
+        Code::Movsxd_r16_rm16 if Vendor::of_this_host() == Vendor::Amd => 4,
+        _ => instruction.memory_size().size(),
+    }
 }
 
 /// Bits that AMD's processors ignore, where Intel's raise #UD, in the bytes from a prefix on, and in which

@@ -34,11 +34,14 @@ pub enum Stub {
     Arrival,
     /// The same for any instruction.
     Instruction,
+    /// An instruction that moves a word, which the run loop does before it goes on behind the call:
+    /// [`Leave::Observed`].
+    Observed,
 }
 
 impl Stub {
     /// All of them, in order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Direct,
         Self::Indirect,
         Self::Next,
@@ -49,6 +52,7 @@ impl Stub {
         Self::SystemCall,
         Self::Arrival,
         Self::Instruction,
+        Self::Observed,
     ];
 }
 
@@ -80,6 +84,11 @@ pub enum Leave {
     },
     /// The instruction at `at` comes next, and somebody wants to know.
     Announce {
+        /// Its address.
+        at: GuestAddress,
+    },
+    /// The instruction at `at` comes next, which moves a word to or from memory that somebody may look at.
+    Observed {
         /// Its address.
         at: GuestAddress,
     },

@@ -19,6 +19,7 @@ mod emit;
 mod extended;
 mod known;
 mod loans;
+mod observed;
 mod operand;
 mod patched;
 mod probed;
@@ -38,6 +39,7 @@ pub use block::{
 pub use classify::{Class, class, class_of};
 pub(crate) use control::{counted_branch, is_canonical};
 pub use extended::{Extended, extended};
+pub use observed::WordMove;
 pub(crate) use operand::is_prefix;
 pub use patched::{Patched, PatchedList, patchable, patched};
 pub(crate) use vcpu_block::at;
@@ -62,8 +64,9 @@ pub struct Request<'a> {
     /// The span that direct jumps may stay in, first and last address. Blocks end at its end, but
     /// their last instruction may go beyond.
     pub span: (GuestAddress, GuestAddress),
-    /// Addresses that only the run loop may pass, in order.
-    pub stops: &'a [GuestAddress],
+    /// Addresses of instructions that access what somebody looks at, in order: blocks end before them, but
+    /// for those that just move a word.
+    pub observed: &'a [GuestAddress],
     /// The block takes its instructions off the budget.
     pub counted: bool,
     /// The block compares its source bytes before it runs and ends after each store.
@@ -211,15 +214,21 @@ impl Translator {
             let pc = work.pc();
             let stop = work.done > 0 && (pc < request.span.0 || pc > request.span.1);
             let stop = stop || work.count == MOST_INSTRUCTIONS;
-            if stop || (work.done > 0 && request.stops.binary_search(&pc).is_ok()) {
+            if stop {
                 self.fall_through(work, pc);
                 return false;
             }
-            if request.stops.binary_search(&pc).is_ok() {
-                work.assist();
+            decoder.decode_out(&mut instruction);
+            let observed = request.observed.binary_search(&pc).is_ok();
+            let word = if observed { WordMove::of(&instruction) } else { None };
+            if observed && word.is_none() {
+                if work.done > 0 {
+                    self.fall_through(work, pc);
+                } else {
+                    work.assist();
+                }
                 return false;
             }
-            decoder.decode_out(&mut instruction);
             if decoder.last_error() == DecoderError::NoMoreBytes {
                 if work.done > 0 {
                     self.fall_through(work, pc)
@@ -228,7 +237,7 @@ impl Translator {
                 }
                 return true;
             }
-            match self.instruction(work, &instruction) {
+            match self.instruction(work, &instruction, word) {
                 Flow::Next => {}
                 Flow::End => return false,
             }
@@ -249,7 +258,13 @@ impl Translator {
         self.go_on(work, pc);
     }
 
-    fn instruction(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Flow {
+    /// Translates the next instruction. `word` is what it moves if that is to be left to the run loop.
+    fn instruction(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+        word: Option<WordMove>,
+    ) -> Flow {
         let start = work.done as usize;
         let bytes = &work.request.code[start..start + instruction.len()];
         work.emitter.begin(work.done, work.count);
@@ -269,6 +284,10 @@ impl Translator {
         }
         let mut flow = Flow::Next;
         let result = match class {
+            Class::Plain if let Some(word) = word => {
+                self.observed(work, instruction, word);
+                Ok(())
+            }
             Class::Plain => self.plain(work, instruction, bytes),
             Class::Lea => self.address(work, instruction, bytes),
             Class::Nop => Ok(()),

@@ -44,7 +44,7 @@ fn is_x87(instruction: &Instruction) -> bool {
     features.iter().any(|feature| matches!(feature, F::FPU | F::FPU287 | F::FPU387 | F::SSE3))
 }
 
-fn has_high_byte(instruction: &Instruction) -> bool {
+pub(super) fn has_high_byte(instruction: &Instruction) -> bool {
     (0..instruction.op_count()).any(|operand| {
         instruction.op_kind(operand) == OpKind::Register
             && is_high(instruction.op_register(operand))
@@ -208,8 +208,7 @@ impl Translator {
         loans: &mut Loans,
     ) -> Result<(), NeedsAssist> {
         if let Some(slot) = self.slot {
-            set_memory(moved, Register::RSP, i64::from(at::SLOT) + i64::from(slot), 8);
-            moved.set_segment_prefix(Register::None);
+            set_block_memory(moved, at::SLOT + slot as i32);
             return Ok(());
         }
         let segment = guest.memory_segment();
@@ -270,13 +269,29 @@ impl Translator {
     }
 
     /// The linear address of an operand of FS or GS, in a borrowed register; and another such register.
-    fn linear_address(
+    pub(super) fn linear_address(
         &mut self,
         emitter: &mut Emitter,
         guest: &Instruction,
         moved: &Instruction,
         loans: &mut Loans,
     ) -> (u8, u8) {
+        let linear = self.effective_address(emitter, guest, moved, loans);
+        let scratch = loans.take(emitter);
+        let fs = guest.memory_segment() == Register::FS;
+        emitter.load(scratch, if fs { at::FS_BASE } else { at::GS_BASE });
+        emitter.add(linear, linear, scratch);
+        (linear, scratch)
+    }
+
+    /// The effective address of an operand, in a borrowed register.
+    pub(super) fn effective_address(
+        &mut self,
+        emitter: &mut Emitter,
+        guest: &Instruction,
+        moved: &Instruction,
+        loans: &mut Loans,
+    ) -> u8 {
         let linear = loans.take_operand(emitter);
         let (base, index) = (moved.memory_base(), moved.memory_index());
         if guest.is_ip_rel_memory_operand() || (base == Register::None && index == Register::None) {
@@ -286,11 +301,7 @@ impl Translator {
             let register = if narrow { gpr32(linear) } else { gpr64(linear) };
             self.lea(emitter, guest, register, base, index);
         }
-        let scratch = loans.take(emitter);
-        let fs = guest.memory_segment() == Register::FS;
-        emitter.load(scratch, if fs { at::FS_BASE } else { at::GS_BASE });
-        emitter.add(linear, linear, scratch);
-        (linear, scratch)
+        linear
     }
 
     /// `register ←` the effective address of an operand with other registers.
@@ -349,7 +360,7 @@ pub(super) fn rename_registers(instruction: &mut Instruction, homes: &Homes) {
     rename_address(instruction, homes);
 }
 
-fn rename_address(instruction: &mut Instruction, homes: &Homes) {
+pub(super) fn rename_address(instruction: &mut Instruction, homes: &Homes) {
     if instruction.memory_base().is_gpr() {
         let base = instruction.memory_base();
         instruction.set_memory_base(renumbered(base, homes[usize::from(number(base))]));
@@ -366,6 +377,12 @@ fn set_memory(instruction: &mut Instruction, base: Register, displacement: i64, 
     instruction.set_memory_index_scale(1);
     instruction.set_memory_displacement64(displacement as u64);
     instruction.set_memory_displ_size(size);
+}
+
+/// Makes the memory operand a field of the vCPU's block.
+pub(super) fn set_block_memory(instruction: &mut Instruction, offset: i32) {
+    set_memory(instruction, Register::RSP, i64::from(offset), 8);
+    instruction.set_segment_prefix(Register::None);
 }
 
 /// Stores what the instruction may have written to registers that are elsewhere.

@@ -25,7 +25,7 @@ fn translate_patched(code: &[u8], patched: &[Patched]) -> Vec<u8> {
         pc: PC,
         code,
         span: (GuestAddress(0x40_1000), GuestAddress(0x40_1fff)),
-        stops: &[],
+        observed: &[],
         counted: false,
         checked: !patched.is_empty(),
         announced: Announced::default(),

@@ -39,6 +39,12 @@ pub struct VcpuBlock {
     pub spill: [u64; SPILLS],
     /// The target of an indirect jump.
     pub target: u64,
+    /// What a block leaves to the run loop that somebody looks at: the address of an access, …
+    pub observed: u64,
+    /// … a word that is to be stored there, …
+    pub word: u64,
+    /// … and what is to be done, a packed [`super::WordMove`].
+    pub word_move: u64,
     /// Address that polls load from; one that faults asks the vCPU to leave.
     pub poll: u64,
     /// Host address of guest address 0.
@@ -144,6 +150,9 @@ pub(crate) mod at {
         GPR = gpr;
         SPILL = spill;
         TARGET = target;
+        OBSERVED = observed;
+        WORD = word;
+        WORD_MOVE = word_move;
         POLL = poll;
         WINDOW = window;
         MINUS_WINDOW = minus_window;

@@ -37,6 +37,7 @@ pub(crate) struct Figures {
     pub(crate) strings: u64,
     pub(crate) exits: u64,
     pub(crate) announcements: u64,
+    pub(crate) observed: u64,
     pub(crate) notes: u64,
     pub(crate) loops: u64,
     /// What is known of registers at the start of each pass.
@@ -52,6 +53,7 @@ impl Figures {
         self.strings += other.strings;
         self.exits += other.exits;
         self.announcements += other.announcements;
+        self.observed += other.observed;
         self.notes += other.notes;
         self.loops += other.loops;
         self.facts_of_loops += other.facts_of_loops;
@@ -180,6 +182,12 @@ impl Checker<'_> {
                 };
                 match relocation.stub {
                     Stub::Indirect => self.come_back(),
+                    Stub::Observed => {
+                        // A word may have been loaded to any register.
+                        self.state = State::new(&mut self.symbols);
+                        self.figures.observed += 1;
+                        true
+                    }
                     Stub::Arrival | Stub::Instruction => {
                         // Whoever was told may have changed any register.
                         self.state = State::new(&mut self.symbols);

@@ -15,10 +15,13 @@ const fn word(start: usize, written: bool) -> Field {
     Field { start, bytes: 8, written }
 }
 
-const FIELDS: [Field; 12] = [
+const FIELDS: [Field; 15] = [
     Field { start: offset_of!(VcpuBlock, gpr) + 14 * 8, bytes: 16, written: true },
     Field { start: offset_of!(VcpuBlock, spill), bytes: 4 * 8, written: true },
     word(offset_of!(VcpuBlock, target), true),
+    word(offset_of!(VcpuBlock, observed), true),
+    word(offset_of!(VcpuBlock, word), true),
+    word(offset_of!(VcpuBlock, word_move), true),
     word(offset_of!(VcpuBlock, poll), false),
     word(offset_of!(VcpuBlock, window), false),
     word(offset_of!(VcpuBlock, minus_window), false),

@@ -48,7 +48,7 @@ impl Vcpu {
     }
 
     /// The address of the memory operand.
-    pub(super) fn canonical_operand(
+    pub(in crate::exec) fn canonical_operand(
         &self,
         instruction: &Instruction,
     ) -> Result<GuestAddress, Exit> {
@@ -62,7 +62,7 @@ impl Vcpu {
 
     /// Writes a general-purpose register as an instruction does: 32 bits clear the upper half, fewer
     /// leave the rest alone.
-    pub(super) fn set_register(&mut self, register: Register, value: u64) {
+    pub(in crate::exec) fn set_register(&mut self, register: Register, value: u64) {
         let number = register.full_register().number();
         let old = self.gpr(number);
         let new = match register.size() {
