@@ -128,7 +128,7 @@ impl Translator {
         (work.done, work.count) = (0, 0);
         while work.count + 1 < count {
             decoder.decode_out(&mut instruction);
-            self.instruction(work, &instruction, None);
+            self.instruction(work, &instruction);
         }
         work.emitter.begin(work.done, work.count);
         (work.done, work.count) = (done, count);

@@ -221,23 +221,20 @@ impl Translator {
             decoder.decode_out(&mut instruction);
             let observed = request.observed.binary_search(&pc).is_ok();
             let word = if observed { WordMove::of(&instruction) } else { None };
-            if observed && word.is_none() {
+            let truncated = decoder.last_error() == DecoderError::NoMoreBytes;
+            if truncated || observed && word.is_none() {
                 if work.done > 0 {
                     self.fall_through(work, pc);
                 } else {
                     work.assist();
                 }
-                return false;
+                return truncated;
             }
-            if decoder.last_error() == DecoderError::NoMoreBytes {
-                if work.done > 0 {
-                    self.fall_through(work, pc)
-                } else {
-                    work.assist()
-                }
-                return true;
-            }
-            match self.instruction(work, &instruction, word) {
+            let flow = match word {
+                Some(word) => self.observed(work, &instruction, word),
+                None => self.instruction(work, &instruction),
+            };
+            match flow {
                 Flow::Next => {}
                 Flow::End => return false,
             }
@@ -258,13 +255,7 @@ impl Translator {
         self.go_on(work, pc);
     }
 
-    /// Translates the next instruction. `word` is what it moves if that is to be left to the run loop.
-    fn instruction(
-        &mut self,
-        work: &mut Work<'_>,
-        instruction: &Instruction,
-        word: Option<WordMove>,
-    ) -> Flow {
+    fn instruction(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Flow {
         let start = work.done as usize;
         let bytes = &work.request.code[start..start + instruction.len()];
         work.emitter.begin(work.done, work.count);
@@ -284,10 +275,6 @@ impl Translator {
         }
         let mut flow = Flow::Next;
         let result = match class {
-            Class::Plain if let Some(word) = word => {
-                self.observed(work, instruction, word);
-                Ok(())
-            }
             Class::Plain => self.plain(work, instruction, bytes),
             Class::Lea => self.address(work, instruction, bytes),
             Class::Nop => Ok(()),

@@ -13,7 +13,7 @@ use super::operand::{
     set_block_memory,
 };
 use super::vcpu_block::at;
-use super::{Translator, Work};
+use super::{Flow, Translator, Work};
 use crate::guest::memory_bytes;
 
 /// What an instruction does that moves a word between memory and a general-purpose register, or an immediate
@@ -83,7 +83,10 @@ impl Translator {
         work: &mut Work<'_>,
         instruction: &Instruction,
         word: WordMove,
-    ) {
+    ) -> Flow {
+        work.emitter.begin(work.done, work.count);
+        work.record();
+        work.announce();
         let (at, emitter) = (work.pc(), &mut work.emitter);
         if word.to.is_none() {
             self.stored_word(emitter, instruction);
@@ -107,7 +110,9 @@ impl Translator {
         emitter.store(at::TARGET, emit::FREE);
         emitter.leave(Stub::Observed, Leave::Observed { at });
         self.known = Known::default();
-        work.announces = true;
+        (work.announces, work.polled) = (true, false);
+        work.pass(instruction);
+        Flow::Next
     }
 
     /// Puts the word that an instruction stores where the run loop finds it.

@@ -218,6 +218,34 @@ fn a_move_may_change_what_is_behind_it_in_its_block() {
 }
 
 #[test]
+fn a_move_may_change_what_is_behind_it_again_and_again() {
+    let mut guest = guest(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again).unwrap();
+        // The constant of the addition.
+        a.mov(dword_ptr(rdi), ecx).unwrap();
+        a.add(rbx, 0x1234_5678).unwrap();
+        a.dec(rcx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+    });
+    const CONSTANT: u64 = CODE + 5;
+    let mut constant = [0; 4];
+    guest.machine.read(GuestAddress(CONSTANT), &mut constant).unwrap();
+    assert_eq!(u32::from_le_bytes(constant), 0x1234_5678);
+    // By an alias, so that the code is not hooked itself, and its blocks can compare their source.
+    const ALIAS: u64 = 0x70_0000;
+    guest.machine.alias(range(CODE, 2), GuestAddress(ALIAS)).unwrap();
+    guest.machine.hook_memory(GuestAddress(ALIAS)..GuestAddress(ALIAS + 1), |_| {}).unwrap();
+    for (register, value) in [(RCX, 300), (RDI, CONSTANT - CODE + ALIAS), (RBX, 0)] {
+        guest.vcpu.set_gpr(register, value);
+    }
+    guest.run();
+    assert_eq!(guest.vcpu.gpr(RBX), 300 * 301 / 2);
+    assert!(guest.machine.figures().checked_pages > 0, "blocks compare their source");
+}
+
+#[test]
 fn alignment_is_checked_where_the_guest_asks_for_it() {
     let mut guest = noted(|_| {});
     guest.vcpu.set_gpr(RDI, DATA + 1);
