@@ -280,7 +280,11 @@ fn search(
     if differences.is_empty() {
         return EngineVerdict::Agrees;
     }
-    let divergences = localise(silicon, engine, case, (reference, &outcome), &differences);
+    let localised = localise(silicon, engine, case, (reference, &outcome), &differences);
+    let divergences = match localised {
+        Ok(divergences) => divergences,
+        Err(unsupported) => return EngineVerdict::Unsupported(unsupported),
+    };
     let findings = divergences
         .into_iter()
         .filter(|divergence| !divergence.differences.is_empty())

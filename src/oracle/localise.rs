@@ -10,7 +10,7 @@
 use iced_x86::Instruction;
 
 use super::compare::{Difference, compare};
-use super::undefined::{drop_undefined, drop_undefined_since};
+use super::undefined::{drop_still_undefined, drop_undefined, drop_undefined_since};
 use crate::case::{
     Case, Event, ExceptionVector, MapModel, ObjectId, Outcome, PageChange, Stop, Trigger,
 };
@@ -64,35 +64,38 @@ pub struct Divergence {
 
 /// All divergences of `engine` from silicon in a run of `case` that is known to end with these two
 /// outcomes, silicon's first, and so with `differences`. At least one: if the search does not succeed,
-/// the culprit is unknown.
+/// the culprit is unknown. If the engine refuses what the case executes, which it did not see in the case, that is
+/// the result.
 pub fn localise(
     silicon: &mut Silicon,
     engine: &mut dyn Engine,
     case: &Case,
     outcomes: (&Outcome, &Outcome),
     differences: &[Difference],
-) -> Vec<Divergence> {
+) -> Result<Vec<Divergence>, Unsupported> {
     let stops = (outcomes.0.stop, outcomes.1.stop);
     let unknown = || {
-        vec![Divergence {
+        Ok(vec![Divergence {
             culprit: Culprit::Unknown,
             executed: Vec::new(),
             stops,
             differences: differences.to_vec(),
             case: case.clone(),
-        }]
+        }])
     };
     if !engine.capabilities().counts {
         return unknown();
     }
     let Ok(trace) = silicon.trace(case, MAX_STEPS) else { return unknown() };
-    // Where the steps do not lead to what the run led to, they explain nothing.
-    if trace.steps.is_empty() || trace.outcome != *outcomes.0 {
+    let visible = silicon.capabilities().visible.common(engine.capabilities().visible);
+    // Where the steps do not lead to what the run led to, they explain nothing. What the engine does not show may
+    // differ: AMD's processors lose the x87 unit's pointers at each step.
+    let led_there = compare(case, &trace.outcome, outcomes.0, visible).is_empty();
+    if trace.steps.is_empty() || !led_there {
         return unknown();
     }
-    let visible = silicon.capabilities().visible.common(engine.capabilities().visible);
-    let divergences = Search { case, trace: &trace, engine, visible }.all();
-    if divergences.is_empty() { unknown() } else { divergences }
+    let divergences = Search { case, trace: &trace, engine, visible }.all()?;
+    if divergences.is_empty() { unknown() } else { Ok(divergences) }
 }
 
 /// Whether the last instruction of a run that stopped so was executed: one that faults changes no
@@ -146,16 +149,22 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// All divergences, up to the first that the engine cannot be asked about.
-    fn all(&mut self) -> Vec<Divergence> {
+    /// All divergences, up to the first that the engine cannot be asked about; an error if there is none
+    /// before that.
+    fn all(&mut self) -> Result<Vec<Divergence>, Unsupported> {
         let mut divergences = Vec::new();
         let mut start = 0;
         while start < self.trace.steps.len() && divergences.len() < MAX_DIVERGENCES {
-            let Ok(Some((divergence, next))) = self.next_after(start) else { break };
-            divergences.push(divergence);
-            start = next;
+            match self.next_after(start) {
+                Ok(Some((divergence, next))) => {
+                    divergences.push(divergence);
+                    start = next;
+                }
+                Err(unsupported) if divergences.is_empty() => return Err(unsupported),
+                Ok(None) | Err(_) => break,
+            }
         }
-        divergences
+        Ok(divergences)
     }
 
     /// The first divergence at or after `start`, and the instruction behind it.
@@ -194,17 +203,20 @@ impl Search<'_> {
         }
         let executed: Vec<Instruction> =
             self.trace.steps[start..=culprit].iter().map(Step::instruction).collect();
+        let last = culprit + 1 == self.trace.steps.len();
+        let faults = last && !completes(self.trace.outcome.stop);
+        let done = executed[..executed.len() - usize::from(faults)].iter().copied();
         let mut together = self.limited(start, culprit + 1)?;
         if !together.differences.is_empty() {
-            // Flags were alike before the culprit, undefined ones included.
-            if masked && completes(together.stops.0) {
-                drop_undefined(&instruction, &mut together.differences);
+            if masked {
+                // Flags were alike before the culprit, undefined ones included: where a run was stopped to look.
+                drop_still_undefined(done, &mut together.differences);
             }
         } else {
             // It takes a run without a limit, which is not stopped after each instruction.
             together = self.unlimited(start)?;
             if masked {
-                drop_undefined_since(executed.iter().copied(), &mut together.differences);
+                drop_undefined_since(done, &mut together.differences);
             }
         }
         Ok(together.divergence(Culprit::Sequence(instruction), executed))
@@ -259,7 +271,7 @@ pub fn suffix(case: &Case, step: &Step, limit: Option<u64>) -> Case {
         }
     }
     let mut objects = case.objects.clone();
-    for change in &step.memory {
+    for change in step.memory.iter() {
         let start = change.page * PAGE_SIZE as usize;
         objects[change.object.0].contents[start..start + change.contents.len()]
             .copy_from_slice(&change.contents);

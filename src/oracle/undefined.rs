@@ -24,8 +24,13 @@ fn mask_of(bits: u32) -> u64 {
     known.into_iter().filter(|(bit, _)| bits & bit != 0).map(|(_, flag)| flag.mask()).sum()
 }
 
-/// The flags that `instruction` gives a value, as a mask of RFLAGS.
+/// The flags that `instruction` gives a value whatever the operands are, as a mask of RFLAGS: none if it may be
+/// repeated no time at all.
 fn defined_flags(instruction: &Instruction) -> u64 {
+    let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    if repeated && instruction.is_string_instruction() {
+        return 0;
+    }
     mask_of(instruction.rflags_modified() & !instruction.rflags_undefined())
 }
 
@@ -45,6 +50,18 @@ pub(super) fn drop_undefined_since(
         mask = mask & !defined_flags(&instruction) | undefined_flags(&instruction);
     }
     drop_flags(mask, differences);
+}
+
+/// Drops from `differences`, which these instructions caused together, the flags that one of them left
+/// undefined and none after it defined. What those of them made that read such a flag is known to be alike.
+pub(super) fn drop_still_undefined(
+    instructions: impl Iterator<Item = Instruction>,
+    differences: &mut Vec<Difference>,
+) {
+    let undefined = instructions.fold(0, |mask, instruction| {
+        mask & !defined_flags(&instruction) | undefined_flags(&instruction)
+    });
+    drop_flags(undefined, differences);
 }
 
 /// Drops from `differences`, which one execution of `instruction` caused, what the manual leaves
@@ -87,7 +104,12 @@ mod tests {
         let mut kept = vec![differ(Flag::AF), differ(Flag::CF)];
         drop_undefined_since(all[..2].iter().copied(), &mut kept);
         assert_eq!(kept, [differ(Flag::CF)], "imul leaves AF undefined, nop does not define it");
+        let mut kept = vec![differ(Flag::AF), differ(Flag::CF)];
+        drop_still_undefined(all[..2].iter().copied(), &mut kept);
+        assert_eq!(kept, [differ(Flag::CF)]);
         let mut kept = vec![differ(Flag::AF)];
+        drop_still_undefined(all.iter().copied(), &mut kept);
+        assert_eq!(kept, [differ(Flag::AF)]);
         drop_undefined_since(all.into_iter(), &mut kept);
         assert_eq!(kept, [differ(Flag::AF)], "inc defines AF");
         let code = [0x0f, 0xaf, 0xc3, 0x74, 0x00];

@@ -5,6 +5,7 @@
 //! there. An iteration of a repeated string instruction traps like an instruction but does not count.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use iced_x86::{Code, Instruction, Mnemonic};
 
@@ -26,8 +27,9 @@ const STEPS_AT_ONCE: u64 = 2000;
 pub struct Step {
     /// Registers before the instruction.
     pub state: State,
-    /// Memory before the instruction, as it differs from the start of the case.
-    pub memory: Vec<PageChange>,
+    /// Memory before the instruction, as it differs from the start of the case: shared with the step before
+    /// as long as it is the same, since most instructions do not write.
+    pub memory: Arc<[PageChange]>,
     /// The instruction's bytes, up to 15 or to the end of what is mapped.
     pub code: Vec<u8>,
     /// Events applied before.
@@ -65,12 +67,17 @@ impl Silicon {
     /// Runs `case` and notes the state before each instruction, at most `max_steps` of them.
     pub fn trace(&mut self, case: &Case, max_steps: u64) -> Result<Trace, Unsupported> {
         let limit = case.limit.unwrap_or(u64::MAX).min(max_steps);
-        let mut steps = Vec::new();
+        let mut steps: Vec<Step> = Vec::new();
         let case = &Case { limit: Some(limit), ..case.clone() };
         let mut observe = |silicon: &Silicon, run: &Run<'_>| {
+            let changes = silicon.memory.changes(run.case);
+            let memory = match steps.last() {
+                Some(before) if *before.memory == *changes => Arc::clone(&before.memory),
+                _ => changes.into(),
+            };
             steps.push(Step {
                 state: State::clone(&run.state),
-                memory: silicon.memory.changes(run.case),
+                memory,
                 code: silicon.memory.read(&run.map, GuestAddress(run.state.rip), 15),
                 events_applied: run.events_applied,
                 executed_in_leg: run.executed_in_leg,
@@ -328,7 +335,7 @@ mod tests {
             let limited = Case { limit: Some(index as u64), ..case.clone() };
             let outcome = engine.run(&limited).unwrap();
             assert_eq!((outcome.stop, &outcome.state), (Stop::Limit, &step.state), "{index}");
-            assert_eq!(outcome.memory, step.memory, "{index}");
+            assert_eq!(outcome.memory, *step.memory, "{index}");
         }
         let all = Case { limit: Some(trace.steps.len() as u64), ..case.clone() };
         assert_eq!(engine.run(&all).unwrap(), whole);

@@ -6,8 +6,9 @@
 //! What is missed shows as #UD.
 //!
 //! A guest can also end the whole process: PCMPESTRI and PCMPESTRM with a length of 0x8000_0000 read
-//! far outside the registers (`pcmpxstrx` takes the absolute value, which is negative still), and LOCK before BT, BTS,
-//! BTR or BTC of a register fails an assertion. An engine that shares its process with others refuses those too.
+//! far outside the registers (`pcmpxstrx` takes the absolute value, which is negative still), IDIV of the least
+//! dividend of 32 or 64 bits by -1 is a division that fails on the host, and LOCK before BT, BTS, BTR or BTC of a
+//! register fails an assertion. An engine that shares its process with others refuses those too.
 
 use std::sync::LazyLock;
 
@@ -65,7 +66,7 @@ fn refused_in(bytes: &[u8], start: GuestAddress, filter: Filter) -> Option<&'sta
             return Some(extension);
         }
         if filter == Filter::LackingAndCrashing && crashes(code) {
-            return Some("PCMPESTRI and PCMPESTRM can crash Unicorn");
+            return Some("PCMPESTRI, PCMPESTRM and IDIV can crash Unicorn");
         }
         let undecoded = &bytes[decoder.position() - instruction.len()..];
         if filter == Filter::LackingAndCrashing && instruction.is_invalid() && aborts(undecoded) {
@@ -88,17 +89,19 @@ fn skip_filling(decoder: &mut Decoder<'_>, bytes: &[u8]) {
 }
 
 fn crashes(code: Code) -> bool {
-    matches!(
-        code.mnemonic(),
-        Mnemonic::Pcmpestri
-            | Mnemonic::Pcmpestri64
-            | Mnemonic::Pcmpestrm
-            | Mnemonic::Pcmpestrm64
-            | Mnemonic::Vpcmpestri
-            | Mnemonic::Vpcmpestri64
-            | Mnemonic::Vpcmpestrm
-            | Mnemonic::Vpcmpestrm64
-    )
+    let divides = matches!(code, Code::Idiv_rm16 | Code::Idiv_rm32);
+    divides
+        || matches!(
+            code.mnemonic(),
+            Mnemonic::Pcmpestri
+                | Mnemonic::Pcmpestri64
+                | Mnemonic::Pcmpestrm
+                | Mnemonic::Pcmpestrm64
+                | Mnemonic::Vpcmpestri
+                | Mnemonic::Vpcmpestri64
+                | Mnemonic::Vpcmpestrm
+                | Mnemonic::Vpcmpestrm64
+        )
 }
 
 /// Whether bytes that are no instruction are one with LOCK that fails an assertion.
@@ -171,6 +174,9 @@ mod tests {
         assert_eq!(lacks(&pcmpestri), None);
         let start = GuestAddress(0x1000);
         assert!(refused_in(&pcmpestri, start, Filter::LackingAndCrashing).is_some());
+        assert!(refused_in(&[0xf7, 0xfb, 0xf4], start, Filter::LackingAndCrashing).is_some());
+        assert!(refused_in(&[0xf7, 0xfb, 0xf4], start, Filter::Lacking).is_none());
+        assert!(refused_in(&[0x48, 0xf7, 0xfb], start, Filter::LackingAndCrashing).is_none());
         let lock_btr = [0xf0, 0x66, 0x45, 0x0f, 0xb3, 0xd7, 0xf4];
         assert!(refused_in(&lock_btr, start, Filter::Lacking).is_none());
         assert!(refused_in(&lock_btr, start, Filter::LackingAndCrashing).is_some());

@@ -44,6 +44,23 @@ pub(super) fn has_16_byte_memory(instruction: &Instruction) -> bool {
     memory && instruction.memory_size().size() >= 16
 }
 
+/// Whether it has a memory operand of 16 bytes that has to be aligned.
+pub(super) fn has_aligned_16_byte_memory(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    let moves = matches!(
+        instruction.mnemonic(),
+        M::Vmovaps
+            | M::Vmovapd
+            | M::Vmovdqa
+            | M::Vmovntps
+            | M::Vmovntpd
+            | M::Vmovntdq
+            | M::Vmovntdqa
+    );
+    let vex = moves && instruction.encoding() == EncodingKind::VEX;
+    has_16_byte_memory(instruction) && (is_legacy_sse(instruction) || vex)
+}
+
 pub(super) fn has_memory(instruction: &Instruction) -> bool {
     instruction.is_string_instruction()
         || instruction.is_stack_instruction()

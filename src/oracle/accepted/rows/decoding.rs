@@ -6,7 +6,7 @@ use super::super::Accepted;
 use super::super::Pattern::{Mnemonics, Where};
 use super::super::accesses::some_access;
 use super::super::conditions::{
-    X87_TOP, both_complete, class, culprit, has_prefix, is_register, is_register_or_flag,
+    X87_TOP, both_complete, class, culprit, has_prefix, is_flag, is_register, is_register_or_flag,
     is_vector, is_x87_status, only_left_is_invalid, only_right_is_invalid, only_right_page_faults,
     raised, starts_with,
 };
@@ -42,10 +42,18 @@ pub(super) const ROWS: &[Accepted] = &[
         ),
     unicorn("evex-idle-bits", Where(|instruction| instruction.is_invalid()))
         .stops(only_right_is_invalid)
-        .when(|divergence, _| starts_with(divergence, 0x62))
+        .when(|divergence, _| [0x62, 0xc4, 0xc5].iter().any(|&byte| starts_with(divergence, byte)))
         .because(
             "AVX-512 is not there at all, with bits that AMD's processors ignore neither",
             "Unicorn issue 1656",
+        ),
+    unicorn("vex-idle-bits", Where(|instruction| instruction.is_invalid()))
+        .stops(both_complete)
+        .when(|divergence, _| [0xc4, 0xc5].iter().any(|&byte| starts_with(divergence, byte)))
+        .because(
+            "opmask instructions run as the legacy instruction of their opcode, CMOVcc or SETcc; so do those with \
+             bits that AMD's processors ignore",
+            FOUND,
         ),
     unicorn("vzeroupper-is-emms", Mnemonics(&[M::Vzeroupper, M::Vzeroall]))
         .stops(both_complete)
@@ -186,6 +194,14 @@ pub(super) const ROWS: &[Accepted] = &[
         .because(
             "an invalid opcode among those of MMX resets top and tags of the x87 unit before it \
              faults",
+            FOUND,
+        ),
+    unicorn("invalid-loses-flags", Where(|instruction| instruction.is_invalid()))
+        .stops(|stops| raised(stops.0, ExceptionVector::UD) && raised(stops.1, ExceptionVector::UD))
+        .shows(is_flag)
+        .when(|divergence, _| starts_with(divergence, 0xc4))
+        .because(
+            "an encoding among those of BMI that is invalid makes up flags, from nothing, before it faults",
             FOUND,
         ),
     unicorn("waitpkg-is-executed", Mnemonics(&[M::Tpause, M::Umwait, M::Umonitor]))

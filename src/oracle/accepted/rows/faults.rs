@@ -4,13 +4,13 @@ use iced_x86::{FlowControl, Mnemonic as M};
 
 use super::super::Accepted;
 use super::super::Pattern::{Mnemonics, Where};
-use super::super::accesses::some_access;
+use super::super::accesses::{is_canonical, some_access};
 use super::super::conditions::{
     accesses_across_pages, accesses_misaligned, both_page_faults, class, is_flag,
-    meets_non_canonical, numbers, only_left_is_protection, only_left_page_faults, raised, state,
-    stores_across_pages, unlike,
+    meets_non_canonical, numbers, only_left_is_protection, only_left_page_faults, raised,
+    register_operand, state, stores_across_pages, unlike,
 };
-use super::super::instructions::{has_16_byte_memory, has_memory, is_legacy_sse};
+use super::super::instructions::{has_aligned_16_byte_memory, has_memory, is_legacy_sse};
 use super::{DESIGN, FOUND, unicorn};
 use crate::case::{ExceptionVector, Stop};
 use crate::oracle::compare::Component;
@@ -29,17 +29,30 @@ pub(super) const ROWS: &[Accepted] = &[
         let protection = stack || raised(stops.0, ExceptionVector::GP);
         stack && raised(stops.1, ExceptionVector::GP)
             || protection && (raised(stops.1, ExceptionVector::PF) || stops.1 == Stop::Limit)
+            || protection && raised(stops.1, ExceptionVector::DB)
     })
     .when(|divergence, _| meets_non_canonical(divergence))
     .because(
         "an access to a non-canonical address is a page fault, not #GP or #SS; a branch to one is \
-         taken and faults there",
+         taken and faults there, or traps",
         "Intel SDM volume 1, section 3.3.7.1",
     ),
-    unicorn("alignment-16", Where(|code| has_16_byte_memory(code) && is_legacy_sse(code)))
+    unicorn("alignment-16", Where(has_aligned_16_byte_memory))
         .stops(only_left_is_protection)
         .when(|divergence, _| accesses_misaligned(divergence))
-        .because("legacy SSE with a misaligned 16-byte operand does not fault", "QEMU issue 217"),
+        .because(
+            "legacy SSE with a misaligned 16-byte operand does not fault, nor do the aligned moves of AVX",
+            "QEMU issue 217",
+        ),
+    unicorn("segment-base-non-canonical", Mnemonics(&[M::Wrfsbase, M::Wrgsbase]))
+        .stops(only_left_is_protection)
+        .when(|divergence, _| {
+            register_operand(divergence, 0).is_some_and(|base| !is_canonical(base))
+        })
+        .because(
+            "WRFSBASE and WRGSBASE take bases that are not canonical, instead of #GP",
+            "Intel SDM volume 2D, WRFSBASE/WRGSBASE",
+        ),
     unicorn("mxcsr-reserved", Mnemonics(&[M::Fxrstor, M::Fxrstor64, M::Ldmxcsr, M::Vldmxcsr]))
         .stops(only_left_is_protection)
         .when(|divergence, _| {
@@ -139,6 +152,7 @@ pub(super) const ROWS: &[Accepted] = &[
             M::Fldenv,
             M::Frstor,
             M::Maskmovdqu,
+            M::Vmaskmovdqu,
             M::Maskmovq,
             M::Fxrstor,
             M::Fxrstor64,

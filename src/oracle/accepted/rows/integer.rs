@@ -6,11 +6,11 @@ use super::super::Accepted;
 use super::super::Pattern::{self, Mnemonics, Where};
 use super::super::conditions::{
     both_complete, class, culprit, is_flag, is_register, is_register_or_flag, is_the_flag,
-    is_upper_half, register_operand,
+    is_upper_half, raised, register_operand,
 };
 use super::super::instructions::has_operand_of;
 use super::{FOUND, unicorn};
-use crate::case::{Loss, Stop};
+use crate::case::{ExceptionVector, Loss, Stop};
 use crate::guest::Flag;
 use crate::oracle::compare::ComponentClass as C;
 
@@ -24,6 +24,28 @@ const STRING_COMPARE: Pattern = Mnemonics(&[
     M::Vpcmpestrm,
     M::Vpcmpestrm64,
 ]);
+
+/// Those that may look for a substring.
+const STRING_SEARCH: Pattern = Mnemonics(&[
+    M::Pcmpestri,
+    M::Pcmpestri64,
+    M::Pcmpestrm,
+    M::Pcmpestrm64,
+    M::Pcmpistri,
+    M::Pcmpistrm,
+    M::Vpcmpestri,
+    M::Vpcmpestri64,
+    M::Vpcmpestrm,
+    M::Vpcmpestrm64,
+    M::Vpcmpistri,
+    M::Vpcmpistrm,
+]);
+
+/// What their immediate says of how to compare.
+const EQUAL_ORDERED: u8 = 3;
+
+/// The signal of a division that fails on the host.
+const SIGFPE: i32 = 8;
 
 pub(super) const ROWS: &[Accepted] = &[
     unicorn("string-compare-crash", STRING_COMPARE)
@@ -46,6 +68,28 @@ pub(super) const ROWS: &[Accepted] = &[
          compared by sign",
         "found by tregion (pcmpxstrx in QEMU's ops_sse.h)",
     ),
+    unicorn("string-compare-at-the-end", STRING_SEARCH)
+        .stops(both_complete)
+        .shows(|difference| is_register_or_flag(difference) || class(difference) == C::Xmm)
+        .when(|divergence, _| {
+            culprit(divergence).is_some_and(|code| code.immediate8() >> 2 & 3 == EQUAL_ORDERED)
+        })
+        .because(
+            "looking for a substring, what begins at the end of the second operand and would go on beyond \
+             is not found",
+            "Intel SDM volume 2B, section 4.1.3",
+        ),
+    unicorn("divide-overflow-crash", Mnemonics(&[M::Idiv]))
+        .stops(|stops| {
+            raised(stops.0, ExceptionVector::DE)
+                && matches!(stops.1, Stop::Lost(Loss::Killed { signal: SIGFPE }))
+        })
+        .loses()
+        .because(
+            "IDIV of the least 32-bit or 64-bit dividend by -1 is divided on the host without a look, and the \
+             whole process ends",
+            "found by tregion (helper_idivw_AX and helper_idivl_EAX in QEMU's int_helper.c)",
+        ),
     unicorn("cmpxchg-zero-extends", Mnemonics(&[M::Cmpxchg]))
         .stops(both_complete)
         .shows(is_upper_half)

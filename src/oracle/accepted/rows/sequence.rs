@@ -52,14 +52,21 @@ pub(super) const ROWS: &[Accepted] = &[
         ),
     unicorn("counting-loses-flags", Where(|_| true))
         .in_sequence()
-        .shows(is_flag)
-        .when(|divergence, _| divergence.case.limit.is_some())
+        .shows(|difference| is_flag(difference) || class(difference) == C::Memory)
+        .when(|divergence, difference| {
+            let pushes = divergence.executed.last().is_some_and(pushes_flags);
+            divergence.case.limit.is_some() && (is_flag(difference) || pushes)
+        })
         .because(
             "with a code hook, which counting instructions takes, flags of arithmetic can be lost \
-             before an instruction that faults or reads them; without the limit they are right",
+             before an instruction that faults, reads or pushes them; without the limit they are right",
             FOUND,
         ),
 ];
+
+fn pushes_flags(code: &Instruction) -> bool {
+    matches!(code.mnemonic(), M::Pushf | M::Pushfq)
+}
 
 fn is_environment_store(code: &Instruction) -> bool {
     matches!(code.mnemonic(), M::Fnsave | M::Fnstenv | M::Fxsave | M::Fxsave64)

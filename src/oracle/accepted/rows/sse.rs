@@ -38,6 +38,16 @@ pub(super) const ROWS: &[Accepted] = &[
              rounds and notes exceptions in that order",
             "Intel SDM volume 2A, DPPS: sums of pairs, each rounded, then of the two",
         ),
+    unicorn("dot-product-of-zeros", Mnemonics(&[M::Dppd, M::Vdppd]))
+        .stops(both_complete)
+        .shows(|difference| {
+            let signs = 1 << 63 | 1 << 127;
+            class(difference) == C::Xmm && differs_within(difference, signs)
+        })
+        .because(
+            "DPPD adds its products to a zero, so that two negative zeros have a positive one for a sum",
+            "Intel SDM volume 2A, DPPD: the sum of both products",
+        ),
     unicorn(
         "horizontal-overlap",
         Where(|code| {
