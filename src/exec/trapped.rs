@@ -187,11 +187,15 @@ impl Vcpu {
         let last = address.wrapping_add(u64::from(word.bytes) - 1);
         self.pc = GuestAddress(block.target);
         let plain = is_canonical(address.0) && is_canonical(last.0) && !self.checks_alignment();
-        if !plain || self.on_code {
-            return Handled::End(self.back_out(running.core(), counted));
+        // Who has changed code waits for those who run it, and not for this: what is fetched now may be another
+        // instruction.
+        let core = running.core();
+        let changed = shared.gates.generation() != self.generation;
+        if !plain || self.on_code || changed {
+            return Handled::End(self.back_out(core, counted));
         }
         // The block may be gone afterwards.
-        let left = if counted { self.undone(running.core()).0 } else { 0 };
+        let left = if counted { self.undone(core).0 } else { 0 };
         let at = self.pc;
         let moved = pinned.unpinned(|| self.move_at(running.core(), address, word, value));
         let core = running.core();
