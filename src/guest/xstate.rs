@@ -121,8 +121,10 @@ impl Xstate {
         store_legacy(state, image);
         let mut note = |component: u32| present |= 1 << component;
         let (low, high) = state.vector.split_at(16);
+        // Where ZMM_Hi256 is in use AMD's processors have AVX in use too, and XSAVEOPT, which sees nothing modified,
+        // says so without storing it: what is left out here would be what the image held before.
         if let Some(offset) = self.avx
-            && low.iter().any(|vector| vector[2..4] != [0; 2])
+            && low.iter().any(|vector| vector[2..] != [0; 6])
         {
             note(AVX);
             store_parts::<16, 2>(image, offset, low, 2);

@@ -203,3 +203,26 @@ fn in_use_late() -> u64 {
     run(&mut late, &bytes(ask));
     late.word(DATA)
 }
+
+/// AMD's processors say that the upper halves of YMM are in use where those of ZMM are.
+#[test]
+fn upper_halves_that_are_zero_are_not_what_was_there_before() {
+    if !HostFeatures::detect().has(iced_x86::CpuidFeature::AVX512F) {
+        return;
+    }
+    let mut guest = guest(|a| a.hlt().unwrap());
+    let code = bytes(|a| {
+        a.vpaddb(zmm9, zmm9, zmm9).unwrap();
+        a.addps(xmm0, xmm0).unwrap();
+    });
+    for number in 0..16 {
+        let full = filled(&guest.vcpu);
+        guest.vcpu.set_state(&full);
+        run(&mut guest, &code);
+        let mut sparse = State::default();
+        sparse.vector[number][6] = 1;
+        guest.vcpu.set_state(&sparse);
+        run(&mut guest, &bytes(|a| a.addps(xmm0, xmm0).unwrap()));
+        assert_eq!(guest.vcpu.state().vector, sparse.vector, "{number}");
+    }
+}
