@@ -7,7 +7,7 @@ use crate::case::{Case, Outcome, text};
 use crate::engine::Engine;
 use crate::engine::silicon::Silicon;
 use crate::oracle::compare::{Difference, compare};
-use crate::oracle::judge::Finding;
+use crate::oracle::judge::{Finding, run_both};
 
 /// Writes `DIR/<hash>.case`, whole or not at all.
 pub(super) fn write_finding(
@@ -42,9 +42,7 @@ pub fn header(
         }),
         None => writeln!(text, "# not explained by the table of accepted differences"),
     };
-    if let Ok(left) = silicon.run(case)
-        && let Ok(right) = engine.run_beside(case, left.stop)
-    {
+    if let Ok((left, right)) = run_both(silicon, engine, case) {
         let visible = silicon.capabilities().visible.common(engine.capabilities().visible);
         let differences = compare(case, &left, &right, visible);
         let names = (silicon.name(), engine.name());

@@ -15,7 +15,7 @@ use crate::case::Case;
 use crate::engine::Engine;
 use crate::engine::silicon::Silicon;
 use crate::guest::{GuestAddress, decoder};
-use crate::oracle::judge::{ClusterKey, EngineVerdict, Finding, judge_outcome};
+use crate::oracle::judge::{ClusterKey, EngineVerdict, Finding, judge_outcome, run_both};
 use crate::oracle::localise::{Culprit, Divergence, differences_of};
 use crate::oracle::minimise::minimise;
 
@@ -199,8 +199,7 @@ fn shows_alone(
     if instruction.mnemonic() != mnemonic {
         return false;
     }
-    let Ok(left) = silicon.run(case) else { return false };
-    let Ok(right) = engine.run_beside(case, left.stop) else { return false };
+    let Ok((left, right)) = run_both(silicon, engine, case) else { return false };
     let differences = differences_of(silicon, engine, &instruction, case, (&left, &right));
     if differences.is_empty() {
         return false;
@@ -223,8 +222,7 @@ fn shows_in_sequence(
     finding: &Finding,
     case: &Case,
 ) -> bool {
-    let Ok(reference) = silicon.run(case) else { return false };
-    let Ok(outcome) = engine.run_beside(case, reference.stop) else { return false };
+    let Ok((reference, outcome)) = run_both(silicon, engine, case) else { return false };
     match judge_outcome(silicon, engine, case, &reference, outcome) {
         EngineVerdict::Differs { findings, .. } => {
             findings.iter().any(|found| is_same(found, finding))

@@ -199,8 +199,7 @@ fn verdict(
 ) -> EngineVerdict {
     let mut runs = (Cow::Borrowed(reference), outcome);
     if (runs.0.stop == Stop::TimeLimit) != (runs.1.stop == Stop::TimeLimit)
-        && let Ok(reference) = silicon.run(case)
-        && let Ok(outcome) = engine.run_beside(case, reference.stop)
+        && let Ok((reference, outcome)) = run_both(silicon, engine, case)
     {
         runs = (Cow::Owned(reference), outcome);
     }
@@ -254,6 +253,17 @@ fn differences_at_end(
 ) -> Vec<Difference> {
     let visible = silicon.capabilities().visible.common(engine.capabilities().visible);
     compare(case, reference, outcome, visible)
+}
+
+/// What silicon and an engine make of a case, if both can run it.
+pub fn run_both(
+    silicon: &mut Silicon,
+    engine: &mut dyn Engine,
+    case: &Case,
+) -> Result<(Outcome, Outcome), Unsupported> {
+    let reference = silicon.run(case)?;
+    let outcome = engine.run_beside(case, reference.stop)?;
+    Ok((reference, outcome))
 }
 
 /// Compares an engine's `outcome` of `case` with silicon's, which is `reference`.

@@ -230,13 +230,10 @@ impl Translator {
                 }
                 return truncated;
             }
-            let flow = match word {
-                Some(word) => self.observed(work, &instruction, word),
-                None => self.instruction(work, &instruction),
-            };
-            match flow {
-                Flow::Next => {}
-                Flow::End => return false,
+            if let Some(word) = word {
+                self.observed(work, &instruction, word);
+            } else if let Flow::End = self.instruction(work, &instruction) {
+                return false;
             }
             if request.checked && self.stores(&instruction) {
                 let pc = work.pc();

@@ -9,11 +9,11 @@ use super::emit;
 use super::known::Known;
 use super::loans::Loans;
 use super::operand::{
-    address_registers, explicit_registers, has_high_byte, rename_address, rename_registers,
+    MOVED, address_registers, explicit_registers, has_high_byte, rename_address, rename_registers,
     set_block_memory,
 };
 use super::vcpu_block::at;
-use super::{Flow, Translator, Work};
+use super::{Translator, Work};
 use crate::guest::memory_bytes;
 
 /// What an instruction does that moves a word between memory and a general-purpose register, or an immediate
@@ -83,7 +83,7 @@ impl Translator {
         work: &mut Work<'_>,
         instruction: &Instruction,
         word: WordMove,
-    ) -> Flow {
+    ) {
         work.emitter.begin(work.done, work.count);
         work.record();
         work.announce();
@@ -112,13 +112,12 @@ impl Translator {
         self.known = Known::default();
         (work.announces, work.polled) = (true, false);
         work.pass(instruction);
-        Flow::Next
     }
 
     /// Puts the word that an instruction stores where the run loop finds it.
     fn stored_word(&mut self, emitter: &mut emit::Emitter, instruction: &Instruction) {
         let registers = explicit_registers(instruction);
-        let mut loans = Loans::new(registers & !super::operand::MOVED, has_high_byte(instruction));
+        let mut loans = Loans::new(registers & !MOVED, has_high_byte(instruction));
         let homes = self.fetch(emitter, registers, &mut loans);
         let mut moved = *instruction;
         rename_registers(&mut moved, &homes);

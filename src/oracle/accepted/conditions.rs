@@ -36,6 +36,11 @@ pub(super) fn only_left_is_invalid(stops: Stops) -> bool {
     raised(stops.0, ExceptionVector::UD) && !raised(stops.1, ExceptionVector::UD)
 }
 
+/// Both say that the opcode is invalid.
+pub(super) fn both_invalid(stops: Stops) -> bool {
+    raised(stops.0, ExceptionVector::UD) && raised(stops.1, ExceptionVector::UD)
+}
+
 /// Silicon raises #GP, the other side does not.
 pub(super) fn only_left_is_protection(stops: Stops) -> bool {
     raised(stops.0, ExceptionVector::GP) && !raised(stops.1, ExceptionVector::GP)

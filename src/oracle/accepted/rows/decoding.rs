@@ -6,9 +6,9 @@ use super::super::Accepted;
 use super::super::Pattern::{Mnemonics, Where};
 use super::super::accesses::some_access;
 use super::super::conditions::{
-    X87_TOP, both_complete, class, culprit, has_prefix, is_flag, is_register, is_register_or_flag,
-    is_vector, is_x87_status, only_left_is_invalid, only_right_is_invalid, only_right_page_faults,
-    raised, starts_with,
+    X87_TOP, both_complete, both_invalid, class, culprit, has_prefix, is_flag, is_register,
+    is_register_or_flag, is_vector, is_x87_status, only_left_is_invalid, only_right_is_invalid,
+    only_right_page_faults, raised, starts_with,
 };
 use super::super::instructions::{
     has_memory, is_branch_with_idle_prefix, is_legacy_sse,
@@ -186,7 +186,7 @@ pub(super) const ROWS: &[Accepted] = &[
             "Intel SDM volume 2D, appendix A: opcode maps",
         ),
     unicorn("invalid-enters-mmx", Where(|instruction| instruction.is_invalid()))
-        .stops(|stops| raised(stops.0, ExceptionVector::UD) && raised(stops.1, ExceptionVector::UD))
+        .stops(both_invalid)
         .shows(|difference| {
             is_x87_status(difference, X87_TOP)
                 || matches!(class(difference), C::X87Tag | C::X87Register)
@@ -197,7 +197,7 @@ pub(super) const ROWS: &[Accepted] = &[
             FOUND,
         ),
     unicorn("invalid-loses-flags", Where(|instruction| instruction.is_invalid()))
-        .stops(|stops| raised(stops.0, ExceptionVector::UD) && raised(stops.1, ExceptionVector::UD))
+        .stops(both_invalid)
         .shows(is_flag)
         .when(|divergence, _| starts_with(divergence, 0xc4))
         .because(

@@ -44,9 +44,6 @@ const STRING_SEARCH: Pattern = Mnemonics(&[
 /// What their immediate says of how to compare.
 const EQUAL_ORDERED: u8 = 3;
 
-/// The signal of a division that fails on the host.
-const SIGFPE: i32 = 8;
-
 pub(super) const ROWS: &[Accepted] = &[
     unicorn("string-compare-crash", STRING_COMPARE)
     .stops(|stops| matches!(stops.1, Stop::Lost(Loss::Killed { .. })))
@@ -82,7 +79,7 @@ pub(super) const ROWS: &[Accepted] = &[
     unicorn("divide-overflow-crash", Mnemonics(&[M::Idiv]))
         .stops(|stops| {
             raised(stops.0, ExceptionVector::DE)
-                && matches!(stops.1, Stop::Lost(Loss::Killed { signal: SIGFPE }))
+                && matches!(stops.1, Stop::Lost(Loss::Killed { signal: libc::SIGFPE }))
         })
         .loses()
         .because(
