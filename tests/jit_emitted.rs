@@ -13,6 +13,8 @@ mod fields;
 mod loops;
 #[path = "jit_emitted/sources.rs"]
 mod sources;
+#[path = "jit_emitted/strings.rs"]
+mod strings;
 #[path = "jit_emitted/symbolic.rs"]
 mod symbolic;
 

@@ -309,8 +309,11 @@ impl Vcpu {
                 block.gpr[usize::from(register)] = block.spill[slot];
             }
         }
-        if recovery.rdi_relocated {
-            block.gpr[7] = block.gpr[7].wrapping_sub(block.window);
+        let window = block.window;
+        for (register, value) in block.gpr.iter_mut().enumerate() {
+            if recovery.relocated >> register & 1 != 0 {
+                *value = value.wrapping_sub(window);
+            }
         }
     }
 

@@ -150,8 +150,8 @@ pub enum Purpose {
 pub struct Recovery {
     /// By spill slot: the host register whose guest value is there.
     pub spilled: [Option<u8>; 4],
-    /// RDI holds a host address.
-    pub rdi_relocated: bool,
+    /// Registers that hold host addresses, by a bit each.
+    pub relocated: u16,
     /// Whose work it is.
     pub purpose: Purpose,
 }
@@ -159,7 +159,7 @@ pub struct Recovery {
 impl Recovery {
     /// Every register is where it belongs.
     pub const PLAIN: Self =
-        Self { spilled: [None; 4], rdi_relocated: false, purpose: Purpose::Instruction };
+        Self { spilled: [None; 4], relocated: 0, purpose: Purpose::Instruction };
 }
 
 /// From here to the next entry, host code works for one guest instruction.

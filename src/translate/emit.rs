@@ -106,9 +106,27 @@ impl Emitter {
         self.recover(before);
     }
 
-    /// From here on, RDI holds a host address or does not.
-    pub(super) fn relocated(&mut self, rdi_relocated: bool) {
-        self.recover(Recovery { rdi_relocated, ..self.recovery });
+    /// Makes an address of the guest's in a register one of the host's, and back. Uses R14.
+    pub(super) fn relocate(&mut self, registers: &[u8]) {
+        self.load(FREE, at::WINDOW);
+        for &register in registers {
+            self.add(register, register, FREE);
+            self.relocated(self.recovery.relocated | 1 << register);
+        }
+    }
+
+    /// See [`Self::relocate`].
+    pub(super) fn relocate_back(&mut self, registers: &[u8]) {
+        self.load(FREE, at::MINUS_WINDOW);
+        for &register in registers {
+            self.add(register, register, FREE);
+            self.relocated(self.recovery.relocated & !(1 << register));
+        }
+    }
+
+    /// From here on, these registers hold host addresses.
+    fn relocated(&mut self, relocated: u16) {
+        self.recover(Recovery { relocated, ..self.recovery });
     }
 
     /// Puts a host register away, to be used for something else.

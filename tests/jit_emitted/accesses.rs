@@ -3,8 +3,9 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 use tregion::translate::{Class, class};
 
-use crate::checker::{Checker, RDI, is_plain_slot, is_relocation, writes};
+use crate::checker::{Checker, is_plain_slot, writes};
 use crate::fields;
+use crate::strings::{RDI, RSI, is_relocation};
 use crate::symbolic::{Form, Origin};
 
 /// Room at the window's end for an operand that begins in it.
@@ -29,9 +30,12 @@ impl Checker<'_> {
                 OpKind::Memory if self.is_poll(instruction) => self.state.polled = true,
                 OpKind::Memory if is_note(instruction) => self.note(instruction),
                 OpKind::Memory => self.window_operand(instruction),
-                OpKind::MemorySegRSI => self.window_register(instruction, 6),
+                OpKind::MemorySegRSI if self.is_relocated(index, RSI) => {
+                    self.relocated_string(index, instruction, RSI);
+                }
+                OpKind::MemorySegRSI => self.window_register(instruction, RSI),
                 OpKind::MemorySegRDI => self.window_register(instruction, RDI),
-                OpKind::MemoryESRDI => self.relocated_string(index, instruction),
+                OpKind::MemoryESRDI => self.relocated_string(index, instruction, RDI),
                 kind if is_memory(kind) => self.complain(instruction, "a narrow string address"),
                 _ => {}
             }
@@ -143,7 +147,7 @@ impl Checker<'_> {
         self.covered(instruction, &address);
     }
 
-    fn covered(&mut self, instruction: &Instruction, address: &Form) {
+    pub(crate) fn covered(&mut self, instruction: &Instruction, address: &Form) {
         let end = (1 << self.window_bits) + OPERAND;
         if address.as_constant().is_some_and(|constant| constant < end) {
             return;
@@ -155,20 +159,6 @@ impl Checker<'_> {
             }
             Some(_) => {}
         }
-    }
-
-    /// The word that RDI leads to, while RDI is an address of the host's.
-    fn relocated_string(&mut self, index: usize, instruction: &Instruction) {
-        self.figures.strings += 1;
-        let offset = instruction.ip() as u32;
-        let recovered =
-            self.block.side_entry(offset).is_some_and(|entry| entry.recovery.rdi_relocated);
-        if !self.is_relocated_string(index) || !recovered {
-            return self.complain(instruction, "RDI is not moved before and back behind it");
-        }
-        let window = self.symbols.of(Origin::Slot(fields::WINDOW));
-        let guest = self.state.registers[RDI].plus(&window, u64::MAX);
-        self.covered(instruction, &guest);
     }
 
     /// The address of an operand of 64-bit registers. For a bit string that of the bit's word.
@@ -223,7 +213,9 @@ impl Checker<'_> {
             self.state.registers[number] = match &known {
                 Some(form) => form.clone(),
                 None if Some(number) == narrow => self.symbols.between(0, u32::MAX.into()),
-                None if string && number == RDI => self.symbols.relocated(),
+                None if string && self.is_host(&self.state.registers[number]) => {
+                    self.symbols.relocated()
+                }
                 None => self.symbols.unknown(),
             };
         }

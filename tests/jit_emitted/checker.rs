@@ -15,6 +15,7 @@ use tregion::translate::{
 
 use crate::accesses::{is_end_of_note, is_note};
 use crate::fields;
+use crate::strings::{is_relocation, is_repeated};
 use crate::symbolic::{Form, Origin, State, Symbols};
 
 /// Bytes between an access and the window, at most: what the guards have room for.
@@ -61,7 +62,6 @@ impl Figures {
 }
 
 pub(crate) const R14: usize = 14;
-pub(crate) const RDI: usize = 7;
 
 /// See [`check`].
 pub(crate) struct Checker<'a> {
@@ -333,10 +333,9 @@ impl Checker<'_> {
         }
     }
 
-    /// Addresses of the host's stay in R14, or in RDI for one string instruction.
+    /// Addresses of the host's stay in R14, or in RSI and RDI for one string instruction.
     fn host_values(&mut self, index: usize, instruction: &Instruction) {
         let relocates = is_relocation(instruction);
-        let string = self.is_relocated_string(index);
         if is_repeated(instruction) && !self.is_behind_a_poll(index) {
             self.complain(instruction, "repeats without a poll right before it");
         }
@@ -352,7 +351,7 @@ impl Checker<'_> {
                 used.access(),
                 OpAccess::Write | OpAccess::CondWrite | OpAccess::None | OpAccess::NoMemAccess
             );
-            let allowed = relocates || polls || notes || (string && number == RDI);
+            let allowed = relocates || polls || notes || self.is_relocated(index, number);
             if reads && number != 4 && self.is_host(&self.state.registers[number]) && !allowed {
                 self.complain(instruction, "reads an address of the host's");
             }
@@ -363,7 +362,7 @@ impl Checker<'_> {
         }
     }
 
-    fn is_host(&self, form: &Form) -> bool {
+    pub(crate) fn is_host(&self, form: &Form) -> bool {
         form.symbols().any(|symbol| match self.symbols.origin(symbol) {
             Origin::Slot(offset) => fields::is_host_address(*offset),
             Origin::Relocated(_) => true,
@@ -381,22 +380,6 @@ impl Checker<'_> {
             && poll.memory_base() == Register::R14
     }
 
-    /// Whether this is a string instruction between moving RDI and moving it back; a repeated one has a
-    /// poll before it.
-    pub(crate) fn is_relocated_string(&self, index: usize) -> bool {
-        let code = |at: usize| self.code.get(at).copied().unwrap_or_default();
-        let before = if is_repeated(&code(index)) { 4 } else { 2 };
-        let Some(first) = index.checked_sub(before) else { return false };
-        let load = |at, slot| {
-            self.loaded_slot(&code(at)) == Some(slot) && code(at).op0_register() == Register::R14
-        };
-        load(first, fields::WINDOW)
-            && is_relocation(&code(first + 1))
-            && self.code[index].op_kinds().any(|kind| kind == OpKind::MemoryESRDI)
-            && load(index + 1, fields::MINUS_WINDOW)
-            && is_relocation(&code(index + 2))
-    }
-
     /// Which word of the block a 64-bit load takes.
     pub(crate) fn loaded_slot(&self, instruction: &Instruction) -> Option<i32> {
         let load = instruction.code() == Code::Mov_r64_rm64 && is_plain_slot(instruction);
@@ -410,21 +393,6 @@ pub(crate) fn is_plain_slot(instruction: &Instruction) -> bool {
         && instruction.memory_base() == Register::RSP
         && instruction.memory_index() == Register::None
         && !matches!(instruction.memory_segment(), Register::FS | Register::GS)
-}
-
-fn is_repeated(instruction: &Instruction) -> bool {
-    instruction.is_string_instruction()
-        && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
-}
-
-/// `lea rdi, [rdi + r14]`
-pub(crate) fn is_relocation(instruction: &Instruction) -> bool {
-    instruction.code() == Code::Lea_r64_m
-        && instruction.op0_register() == Register::RDI
-        && instruction.memory_base() == Register::RDI
-        && instruction.memory_index() == Register::R14
-        && instruction.memory_index_scale() == 1
-        && instruction.memory_displacement64() == 0
 }
 
 pub(crate) fn writes(access: OpAccess) -> bool {

@@ -80,7 +80,7 @@ pub(crate) enum Origin {
     Signed(Form, u8),
     /// Shifted right by so many bits, with the sign.
     Shifted(Form, u8),
-    /// RDI after a string instruction that began with it in terms of the host.
+    /// RSI or RDI after a string instruction that began with it in terms of the host.
     Relocated(u32),
     /// Whatever.
     Unknown(u32),
