@@ -83,7 +83,7 @@ impl Translator {
     fn branch(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> u32 {
         // iced-x86 numbers conditions like the opcodes, from 1 on.
         let condition = instruction.condition_code() as u8 - 1;
-        work.emitter.align_end(6);
+        work.emitter.align_end_before(work.started, 6);
         work.emitter.bytes(&[0x0f, 0x80 | condition, 0, 0, 0, 0]);
         let place = work.emitter.offset() - 4;
         let next = work.pc();
@@ -103,6 +103,7 @@ impl Translator {
         loop {
             self.known = assumed;
             let start = work.emitter.offset();
+            work.started = start;
             self.body_again(work);
             if !work.polled {
                 work.emitter.poll();

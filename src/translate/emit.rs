@@ -403,6 +403,22 @@ impl Emitter {
         self.pad(if displacement > 12 { 16 - displacement } else { 0 });
     }
 
+    /// The same by no-operations at offset `from`, where an instruction begins: those right before a branch
+    /// would keep it from being executed as one with what sets its flags.
+    pub(super) fn align_end_before(&mut self, from: u32, length: u32) {
+        let end = self.offset();
+        self.align_end(length);
+        let by = self.offset() - end;
+        self.ops.ops[from as usize..].rotate_right(by as usize);
+        let behind = |offset: &&mut u32| **offset > from;
+        let exits = self.exits.iter_mut().rev().map(|exit| &mut exit.offset);
+        exits.take_while(behind).for_each(|offset| *offset += by);
+        let relocations = self.relocations.iter_mut().rev().map(|it| &mut it.offset);
+        relocations.take_while(behind).for_each(|offset| *offset += by);
+        let entries = self.side_table.iter_mut().rev().map(|entry| &mut entry.host);
+        entries.take_while(behind).for_each(|offset| *offset += by);
+    }
+
     /// Points the rel32 at `place` at `target`.
     pub(super) fn aim(&mut self, place: u32, target: u32) {
         let distance = target.wrapping_sub(place + 4);

@@ -111,6 +111,9 @@ struct Work<'a> {
     count: u16,
     /// A poll was emitted before the instruction before the one in hand.
     polled: bool,
+    /// Where the host code of the instruction before the one in hand begins, or this one's if it is the
+    /// first.
+    started: u32,
     extended: Extended,
     /// It has announced or noted something.
     announces: bool,
@@ -153,6 +156,7 @@ impl Translator {
             done: 0,
             count: 0,
             polled: false,
+            started: 0,
             extended: Extended::Nothing,
             announces: false,
         };
@@ -164,6 +168,7 @@ impl Translator {
         if request.checked {
             work.emitter.count_entry(self.probe);
         }
+        work.started = work.emitter.offset();
         let truncated = self.body(&mut work);
         if let Some(place) = account {
             work.emitter.set_account(place, work.count);
@@ -253,6 +258,7 @@ impl Translator {
     }
 
     fn instruction(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Flow {
+        let started = work.emitter.offset();
         let start = work.done as usize;
         let bytes = &work.request.code[start..start + instruction.len()];
         work.emitter.begin(work.done, work.count);
@@ -304,6 +310,7 @@ impl Translator {
             | Class::Unsupported => Err(NeedsAssist),
         };
         work.polled = poll;
+        work.started = started;
         match (result, flow) {
             (Ok(()), Flow::Next) => work.pass(instruction),
             (Ok(()), Flow::End) => {}

@@ -84,6 +84,7 @@ impl Translator {
         instruction: &Instruction,
         word: WordMove,
     ) {
+        let started = work.emitter.offset();
         work.emitter.begin(work.done, work.count);
         work.record();
         work.announce();
@@ -93,7 +94,7 @@ impl Translator {
         }
         let registers = address_registers(instruction);
         let mut loans = Loans::for_guest(registers);
-        let homes = self.fetch(emitter, registers, &mut loans);
+        let homes = self.fetch(emitter, registers, 0, &mut loans);
         let mut moved = *instruction;
         rename_address(&mut moved, &homes);
         let address = match instruction.memory_segment() {
@@ -110,7 +111,7 @@ impl Translator {
         emitter.store(at::TARGET, emit::FREE);
         emitter.leave(Stub::Observed, Leave::Observed { at });
         self.known = Known::default();
-        (work.announces, work.polled) = (true, false);
+        (work.announces, work.polled, work.started) = (true, false, started);
         work.pass(instruction);
     }
 
@@ -118,7 +119,7 @@ impl Translator {
     fn stored_word(&mut self, emitter: &mut emit::Emitter, instruction: &Instruction) {
         let registers = explicit_registers(instruction);
         let mut loans = Loans::new(registers & !MOVED, has_high_byte(instruction));
-        let homes = self.fetch(emitter, registers, &mut loans);
+        let homes = self.fetch(emitter, registers, 0, &mut loans);
         let mut moved = *instruction;
         rename_registers(&mut moved, &homes);
         set_block_memory(&mut moved, at::WORD);

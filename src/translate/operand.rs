@@ -5,10 +5,10 @@
 //! the window's segment and, before it, a probe of its address unless the address is known to be
 //! near one that was probed.
 
-use iced_x86::{Code, CpuidFeature, Instruction, MemoryOperand, OpKind, Register};
+use iced_x86::{Code, CpuidFeature, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
 
 use super::Translator;
-use super::emit::{Emitter, GUEST_RSP};
+use super::emit::{Emitter, FREE, GUEST_RSP};
 use super::known::Wanted;
 use super::loans::Loans;
 use super::probed::address_of;
@@ -104,18 +104,21 @@ impl Translator {
             emitter.bytes(bytes);
             return Ok(());
         }
-        let mut loans = Loans::new((registers | address) & !MOVED, has_high_byte(instruction));
-        let mut moved = *instruction;
+        if memory {
+            self.probe_operand(emitter, instruction);
+        }
         let near = untouched && bytes.len() < 15 && instruction.memory_base().is_gpr64();
+        let mut loans = Loans::new((registers | address) & !MOVED, has_high_byte(instruction));
         if near {
-            self.probe_operand(emitter, instruction, &mut loans, &identity);
             emitter.bytes(&[0x65]);
             emitter.bytes(bytes);
         } else {
-            let homes = self.fetch(emitter, registers | address, &mut loans);
+            let needed = (registers | address) & !overwritten(instruction);
+            let homes = self.fetch(emitter, needed, registers, &mut loans);
+            let mut moved = *instruction;
             rename_registers(&mut moved, &homes);
             if memory {
-                self.move_operand(emitter, instruction, &mut moved, &homes, &mut loans)?;
+                self.move_operand(emitter, instruction, &mut moved, &mut loans)?;
             }
             let start = emitter.offset();
             self.encode(emitter, &moved);
@@ -124,30 +127,40 @@ impl Translator {
                 let based = matches!(segment, Register::FS | Register::GS) && self.slot.is_none();
                 emitter.note_x87(bytes, start, based.then_some(segment));
             }
-            put_back(emitter, registers, &homes);
+            put_back(emitter, self.written(instruction), &homes);
         }
         loans.end(emitter);
         Ok(())
     }
 
-    /// Fetches the guest registers that are elsewhere; where each is now.
-    pub(super) fn fetch(&self, emitter: &mut Emitter, registers: u16, loans: &mut Loans) -> Homes {
+    /// Fetches the guest registers that are elsewhere and `needed`; where each is now, or will be one that is
+    /// among `registers` only.
+    pub(super) fn fetch(
+        &self,
+        emitter: &mut Emitter,
+        needed: u16,
+        registers: u16,
+        loans: &mut Loans,
+    ) -> Homes {
         let mut homes: Homes = std::array::from_fn(|number| number as u8);
         for number in [14, 15] {
-            if registers >> number & 1 != 0 {
+            if (needed | registers) >> number & 1 != 0 {
                 homes[usize::from(number)] = loans.take_operand(emitter);
+            }
+            if needed >> number & 1 != 0 {
                 emitter.load(homes[usize::from(number)], at::gpr(number));
             }
         }
         homes[4] = GUEST_RSP;
-        if registers >> 4 & 1 != 0 && loans.no_rex {
+        if (needed | registers) >> 4 & 1 != 0 && loans.no_rex {
             homes[4] = loans.take_operand(emitter);
             emitter.copy(homes[4], GUEST_RSP);
         }
         homes
     }
 
-    /// Emits `moved`, an instruction of ours with host registers and the memory operand of `guest`.
+    /// Emits `moved`, an instruction of ours with host registers and the memory operand of `guest`, which is
+    /// probed.
     pub(super) fn move_memory_only(
         &mut self,
         emitter: &mut Emitter,
@@ -155,9 +168,9 @@ impl Translator {
         mut moved: Instruction,
         mut loans: Loans,
     ) -> Result<(), NeedsAssist> {
-        let homes = self.fetch(emitter, address_registers(guest), &mut loans);
+        let homes = self.fetch(emitter, address_registers(guest), 0, &mut loans);
         rename_address(&mut moved, &homes);
-        self.move_operand(emitter, guest, &mut moved, &homes, &mut loans)?;
+        self.move_operand(emitter, guest, &mut moved, &mut loans)?;
         self.encode(emitter, &moved);
         loans.end(emitter);
         Ok(())
@@ -178,7 +191,8 @@ impl Translator {
             return emitter.bytes(bytes);
         }
         let mut loans = Loans::for_guest(registers);
-        let homes = self.fetch(emitter, registers, &mut loans);
+        let needed = registers & !overwritten(instruction);
+        let homes = self.fetch(emitter, needed, registers, &mut loans);
         let mut moved = *instruction;
         // It would be ignored.
         moved.set_segment_prefix(Register::None);
@@ -198,13 +212,13 @@ impl Translator {
         loans.end(emitter);
     }
 
-    /// Rewrites the memory operand of `moved`, whose registers are renamed already, for the window.
+    /// Rewrites the memory operand of `moved`, whose registers are renamed already and which is probed, for
+    /// the window.
     fn move_operand(
         &mut self,
         emitter: &mut Emitter,
         guest: &Instruction,
         moved: &mut Instruction,
-        homes: &Homes,
         loans: &mut Loans,
     ) -> Result<(), NeedsAssist> {
         if let Some(slot) = self.slot {
@@ -232,37 +246,33 @@ impl Translator {
                 emitter.constant(register, address);
                 set_memory(moved, gpr64(register), 0, 0);
             }
-        } else {
-            self.probe_operand(emitter, guest, loans, &|number| homes[usize::from(number)]);
         }
         moved.set_segment_prefix(Register::GS);
         Ok(())
     }
 
     /// Probes a 64-bit address of base, index and displacement, as far as it is not known to be near the
-    /// window.
-    pub(super) fn probe_operand(
-        &mut self,
-        emitter: &mut Emitter,
-        guest: &Instruction,
-        loans: &mut Loans,
-        home: &dyn Fn(u8) -> u8,
-    ) {
+    /// window. Uses R14, before registers are fetched for the instruction itself, so that none has to make
+    /// room.
+    pub(super) fn probe_operand(&mut self, emitter: &mut Emitter, guest: &Instruction) {
+        if self.slot.is_some() {
+            return;
+        }
         let Some(address) = address_of(guest) else { return };
         match self.known.wants(address) {
             Wanted::Nothing => {}
             Wanted::Register(register) => {
-                let scratch = loans.take(emitter);
-                self.probe_register(emitter, register, home(register), scratch);
+                let home = source(emitter, register);
+                self.probe_register(emitter, register, home, FREE);
             }
             Wanted::Address => {
-                let scratch = loans.take(emitter);
-                let renamed = |register: Register| {
-                    if register.is_gpr() { gpr64(home(number(register))) } else { Register::None }
-                };
-                let (base, index) = (renamed(guest.memory_base()), renamed(guest.memory_index()));
-                self.lea(emitter, guest, gpr64(scratch), base, index);
-                emitter.probe(self.probe, scratch, scratch);
+                let registers = address_registers(guest);
+                let mut loans = Loans::for_guest(registers);
+                let mut moved = *guest;
+                rename_address(&mut moved, &self.fetch(emitter, registers, 0, &mut loans));
+                self.lea(emitter, guest, gpr64(FREE), moved.memory_base(), moved.memory_index());
+                emitter.probe(self.probe, FREE, FREE);
+                loans.end(emitter);
                 self.known.note(address);
             }
         }
@@ -343,10 +353,6 @@ impl Translator {
 /// Where each guest register is.
 pub(super) type Homes = [u8; 16];
 
-fn identity(number: u8) -> u8 {
-    number
-}
-
 pub(super) fn rename_registers(instruction: &mut Instruction, homes: &Homes) {
     for operand in 0..instruction.op_count() {
         if instruction.op_kind(operand) == OpKind::Register {
@@ -385,14 +391,40 @@ pub(super) fn set_block_memory(instruction: &mut Instruction, offset: i32) {
     instruction.set_segment_prefix(Register::None);
 }
 
+/// The register that an instruction of those that mostly do writes as a whole, whatever was there.
+fn overwritten(instruction: &Instruction) -> u16 {
+    use Mnemonic as M;
+    let moves = matches!(instruction.mnemonic(), M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea);
+    let register = instruction.op0_register();
+    let whole =
+        instruction.op0_kind() == OpKind::Register && (register.is_gpr32() || register.is_gpr64());
+    let read = match instruction.op1_kind() {
+        OpKind::Register => 1 << number(instruction.op1_register()),
+        _ => address_registers(instruction),
+    };
+    if moves && whole { 1 << number(register) & !read } else { 0 }
+}
+
+/// The host register that holds guest register `register`, fetched if need be.
+pub(super) fn source(emitter: &mut Emitter, register: u8) -> u8 {
+    match register {
+        4 => GUEST_RSP,
+        14 | 15 => {
+            emitter.load(FREE, at::gpr(register));
+            FREE
+        }
+        other => other,
+    }
+}
+
 /// Stores what the instruction may have written to registers that are elsewhere.
-fn put_back(emitter: &mut Emitter, registers: u16, homes: &Homes) {
+fn put_back(emitter: &mut Emitter, written: u16, homes: &Homes) {
     for number in [14, 15] {
-        if registers >> number & 1 != 0 {
+        if written >> number & 1 != 0 {
             emitter.store(at::gpr(number), homes[usize::from(number)]);
         }
     }
-    if registers >> 4 & 1 != 0 && homes[4] != GUEST_RSP {
+    if written >> 4 & 1 != 0 && homes[4] != GUEST_RSP {
         emitter.copy(GUEST_RSP, homes[4]);
     }
 }

@@ -58,6 +58,11 @@ impl Translator {
         }
     }
 
+    /// The general-purpose registers among an instruction's operands that it may write.
+    pub(super) fn written(&mut self, instruction: &Instruction) -> u16 {
+        written_registers(instruction, self.writes_of(instruction).operands)
+    }
+
     /// Notes what an instruction has made of the registers.
     pub(super) fn note_writes(&mut self, instruction: &Instruction) {
         if let Some((to, from, distance)) = constant_step(instruction).or_else(|| copy(instruction))

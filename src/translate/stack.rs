@@ -7,7 +7,7 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 use super::block::{Leave, Stub};
 use super::emit::{Emitter, FREE, GUEST_RSP, RCX};
 use super::loans::Loans;
-use super::operand::{NeedsAssist, address_registers, gpr64, number, set_kind};
+use super::operand::{NeedsAssist, address_registers, gpr64, number, set_kind, source};
 use super::vcpu_block::at;
 use super::{Translator, Work};
 use crate::guest::Flag;
@@ -79,7 +79,9 @@ impl Translator {
                 return Ok(());
             }
             14 | 15 => {
-                emitter.load(FREE, at::gpr(register));
+                if narrow {
+                    emitter.load(FREE, at::gpr(register));
+                }
                 emitter.guest_load(FREE, GUEST_RSP, 0, bytes);
                 emitter.store(at::gpr(register), FREE);
             }
@@ -110,6 +112,7 @@ impl Translator {
             }
         }
         self.probe_stack(work);
+        self.probe_operand(&mut work.emitter, &operand);
         work.emitter.guest_load(FREE, GUEST_RSP, 0, bytes);
         let code = if bytes == 2 { Code::Mov_rm16_r16 } else { Code::Mov_rm64_r64 };
         let mut moved = operand;
@@ -175,19 +178,8 @@ impl Translator {
         set_kind(&mut moved, 1, OpKind::Memory);
         set_kind(&mut moved, 0, OpKind::Register);
         let narrow = code == Code::Mov_r16_rm16;
+        self.probe_operand(emitter, instruction);
         moved.set_op0_register(if narrow { Register::R14W } else { gpr64(FREE) });
         self.move_memory_only(emitter, instruction, moved, loans)
-    }
-}
-
-/// The host register that holds guest register `register`, fetched if need be.
-fn source(emitter: &mut Emitter, register: u8) -> u8 {
-    match register {
-        4 => GUEST_RSP,
-        14 | 15 => {
-            emitter.load(FREE, at::gpr(register));
-            FREE
-        }
-        other => other,
     }
 }

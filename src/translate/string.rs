@@ -124,9 +124,9 @@ impl Translator {
             return Err(NeedsAssist);
         }
         let registers = explicit_registers(instruction);
-        let mut loans = Loans::for_guest(registers | address_registers(instruction));
-        let homes =
-            self.fetch(&mut work.emitter, registers | address_registers(instruction), &mut loans);
+        let all = registers | address_registers(instruction);
+        let mut loans = Loans::for_guest(all);
+        let homes = self.fetch(&mut work.emitter, all, 0, &mut loans);
         let mut moved = *instruction;
         super::operand::rename_registers(&mut moved, &homes);
         let address = loans.take(&mut work.emitter);
