@@ -44,6 +44,11 @@ impl Recorded {
 }
 
 impl Announced<'_> {
+    /// Whether there is nothing to tell.
+    pub(super) fn is_empty(&self) -> bool {
+        self.instructions.is_empty() && self.arrivals.is_empty() && self.recorded.is_none()
+    }
+
     /// Whether control that comes from `from` to `to` without a branch is told to nobody.
     pub(super) fn continues(&self, from: GuestAddress, to: GuestAddress) -> bool {
         let traced = self.recorded.and_then(Recorded::arrivals);

@@ -1,6 +1,9 @@
 //! Transfers of control. A direct jump inside the region is a jump whose displacement is pointed at
 //! its target once that is translated; every other one looks the target up in the vCPU's jump cache,
 //! inline. Backward and indirect ones poll first, so that a request to leave is seen.
+//!
+//! A block goes on behind a few conditional branches forward, which leave it from the side: what it knows of
+//! its registers is still true there, and a loop may be one block though it has such branches in it.
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
@@ -10,25 +13,39 @@ use super::emit::{FREE, GUEST_RSP, RCX};
 use super::loans::Loans;
 use super::operand::{NeedsAssist, number};
 use super::vcpu_block::at;
-use super::{Translator, Work};
+use super::{Flow, Translator, Work};
 use crate::guest::{GuestAddress, Vendor, decoder};
 
+/// Most branches that leave a block before its end.
+const MOST_SIDE_EXITS: u16 = 4;
+
+/// A conditional branch that leaves a block whose end is further on.
+pub(super) struct SideExit {
+    /// Of its displacement.
+    place: u32,
+    target: GuestAddress,
+    /// Guest bytes and instructions of the block up to it, itself included.
+    guest: u32,
+    index: u16,
+}
+
 impl Translator {
-    /// Translates the branch that ends a block.
+    /// Translates a branch; whether the block goes on behind it.
     pub(super) fn control(
         &mut self,
         work: &mut Work<'_>,
         instruction: &Instruction,
-    ) -> Result<(), NeedsAssist> {
-        match class(instruction.code()) {
+    ) -> Result<Flow, NeedsAssist> {
+        let end = match class(instruction.code()) {
+            Class::Conditional => return self.conditional(work, instruction),
             Class::Jump => self.jump(work, instruction),
-            Class::Conditional => self.conditional(work, instruction),
             Class::CountedBranch => self.counted_branch(work, instruction),
             Class::Call => self.call(work, instruction),
             Class::JumpIndirect => self.jump_indirect(work, instruction),
             Class::CallIndirect => self.call_indirect(work, instruction),
             _ => self.ret(work, instruction),
-        }
+        };
+        end.map(|()| Flow::End)
     }
 
     /// Goes on at `target`, everything before it being done.
@@ -62,30 +79,50 @@ impl Translator {
         &mut self,
         work: &mut Work<'_>,
         instruction: &Instruction,
-    ) -> Result<(), NeedsAssist> {
+    ) -> Result<Flow, NeedsAssist> {
         let target = self.constant_target(work, instruction)?;
-        work.pass(instruction);
-        let patch = self.branch(work, instruction);
-        if target == work.request.pc && work.may_repeat() {
-            self.repeat(work, instruction, patch);
-        } else if work.is_inside(target) {
-            work.emitter.land(patch);
-            work.emitter.leave(Stub::Direct, Leave::Direct { target, patch });
-        } else {
-            work.emitter.land(patch);
-            self.cross(work, target);
+        if work.may_pass(target) {
+            let place = work.branch(instruction);
+            let guest = work.done + instruction.len() as u32;
+            let exit = SideExit { place, target, guest, index: work.count + 1 };
+            work.emitter.side_exits.push(exit);
+            work.passed += 1;
+            return Ok(Flow::Next);
         }
-        Ok(())
+        work.pass(instruction);
+        let place = self.last_branch(work, instruction);
+        if target == work.request.pc && work.may_repeat() {
+            self.repeat(work, instruction, place);
+        } else {
+            self.taken(work, place, target);
+        }
+        Ok(Flow::End)
     }
 
-    /// Emits a conditional branch, and how the block goes on if it is not taken. Gives the place of
-    /// its displacement.
-    fn branch(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> u32 {
-        // iced-x86 numbers conditions like the opcodes, from 1 on.
-        let condition = instruction.condition_code() as u8 - 1;
-        work.emitter.align_end_before(work.started, 6);
-        work.emitter.bytes(&[0x0f, 0x80 | condition, 0, 0, 0, 0]);
-        let place = work.emitter.offset() - 4;
+    /// Emits where the branch at `place` goes to.
+    fn taken(&mut self, work: &mut Work<'_>, place: u32, target: GuestAddress) {
+        work.emitter.land(place);
+        if work.is_inside(target) {
+            work.emitter.leave(Stub::Direct, Leave::Direct { target, patch: place });
+        } else {
+            self.cross(work, target);
+        }
+    }
+
+    /// Emits where all side exits of a block go to, behind its end.
+    pub(super) fn side_exits(&mut self, work: &mut Work<'_>) {
+        let mut exits = std::mem::take(&mut work.emitter.side_exits);
+        for exit in exits.drain(..) {
+            work.emitter.begin(exit.guest, exit.index);
+            self.taken(work, exit.place, exit.target);
+        }
+        work.emitter.side_exits = exits;
+    }
+
+    /// Emits the conditional branch that ends a block, and how that goes on if it is not taken. Gives the
+    /// place of its displacement.
+    fn last_branch(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> u32 {
+        let place = work.branch(instruction);
         let next = work.pc();
         self.go_on(work, next);
         place
@@ -108,7 +145,7 @@ impl Translator {
             if !work.polled {
                 work.emitter.poll();
             }
-            let again = self.branch(work, instruction);
+            let again = self.last_branch(work, instruction);
             work.emitter.aim(again, start);
             let kept = assumed.kept_by(&self.known);
             if kept == assumed {
@@ -126,7 +163,7 @@ impl Translator {
         let code = work.request.code;
         let mut decoder = decoder(code, work.request.pc.0);
         let mut instruction = Instruction::default();
-        (work.done, work.count) = (0, 0);
+        (work.done, work.count, work.passed) = (0, 0, 0);
         while work.count + 1 < count {
             decoder.decode_out(&mut instruction);
             self.instruction(work, &instruction);
@@ -262,6 +299,26 @@ impl Translator {
         }
         let loans = Loans::new(super::operand::address_registers(instruction), false);
         self.operand_to_free(&mut work.emitter, instruction, Code::Mov_r64_rm64, loans)
+    }
+}
+
+impl Work<'_> {
+    /// Whether the block goes on behind a conditional branch to `target`. One that is counted or compares its
+    /// source does all of it or nothing, and to go on is no arrival that could be announced. Backward branches
+    /// are mostly taken.
+    fn may_pass(&self, target: GuestAddress) -> bool {
+        let whole = self.request.counted || self.request.checked;
+        let forward = target > self.pc();
+        forward && !whole && self.request.announced.is_empty() && self.passed < MOST_SIDE_EXITS
+    }
+
+    /// Emits a conditional branch; the place of its displacement.
+    fn branch(&mut self, instruction: &Instruction) -> u32 {
+        // iced-x86 numbers conditions like the opcodes, from 1 on.
+        let condition = instruction.condition_code() as u8 - 1;
+        self.emitter.align_end_before(self.started, 6);
+        self.emitter.bytes(&[0x0f, 0x80 | condition, 0, 0, 0, 0]);
+        self.emitter.offset() - 4
     }
 }
 

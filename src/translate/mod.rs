@@ -18,6 +18,7 @@ mod control;
 mod emit;
 mod extended;
 mod known;
+mod layout;
 mod loans;
 mod observed;
 mod operand;
@@ -109,10 +110,12 @@ struct Work<'a> {
     /// Guest bytes and instructions done.
     done: u32,
     count: u16,
+    /// Conditional branches that the block goes on behind.
+    passed: u16,
     /// A poll was emitted before the instruction before the one in hand.
     polled: bool,
-    /// Where the host code of the instruction before the one in hand begins, or this one's if it is the
-    /// first.
+    /// Where the host code of the instruction before the one in hand begins, or this one's if that is the
+    /// first or a branch.
     started: u32,
     extended: Extended,
     /// It has announced or noted something.
@@ -155,6 +158,7 @@ impl Translator {
             emitter,
             done: 0,
             count: 0,
+            passed: 0,
             polled: false,
             started: 0,
             extended: Extended::Nothing,
@@ -170,6 +174,7 @@ impl Translator {
         }
         work.started = work.emitter.offset();
         let truncated = self.body(&mut work);
+        self.side_exits(&mut work);
         if let Some(place) = account {
             work.emitter.set_account(place, work.count);
         }
@@ -224,6 +229,12 @@ impl Translator {
                 return false;
             }
             decoder.decode_out(&mut instruction);
+            // What may never be executed is not to have all of the state loaded.
+            let more = extended(instruction.code()) > work.extended;
+            if work.passed > 0 && more {
+                self.fall_through(work, pc);
+                return false;
+            }
             let observed = request.observed.binary_search(&pc).is_ok();
             let word = if observed { WordMove::of(&instruction) } else { None };
             let truncated = decoder.last_error() == DecoderError::NoMoreBytes;
@@ -299,10 +310,7 @@ impl Translator {
             | Class::Call
             | Class::JumpIndirect
             | Class::CallIndirect
-            | Class::Return => {
-                flow = Flow::End;
-                self.control(work, instruction)
-            }
+            | Class::Return => self.control(work, instruction).map(|after| flow = after),
             Class::NarrowBranch
             | Class::RevealsPointers
             | Class::Assist
@@ -310,7 +318,9 @@ impl Translator {
             | Class::Unsupported => Err(NeedsAssist),
         };
         work.polled = poll;
-        work.started = started;
+        // What may be patched stays where it is.
+        let branch = class == Class::Conditional;
+        work.started = if branch { work.emitter.offset() } else { started };
         match (result, flow) {
             (Ok(()), Flow::Next) => work.pass(instruction),
             (Ok(()), Flow::End) => {}
