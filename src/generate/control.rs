@@ -9,6 +9,17 @@ use super::writer::Writer;
 
 /// Bytes after which a body that a short branch skips ends.
 const SHORT_BODY: usize = 48;
+/// Conditional branches, by some of the flags.
+const CONDITIONS: [Code; 8] = [
+    Code::Jo_rel32_64,
+    Code::Jb_rel32_64,
+    Code::Jae_rel32_64,
+    Code::Je_rel32_64,
+    Code::Jne_rel32_64,
+    Code::Jp_rel32_64,
+    Code::Jnp_rel32_64,
+    Code::Jle_rel32_64,
+];
 
 impl Writer<'_, '_> {
     /// Emits a branch, call or return of the template's form with something for it to do.
@@ -27,7 +38,14 @@ impl Writer<'_, '_> {
     /// A forward branch over a few instructions.
     fn skip(&mut self, template: &Template) {
         let short = template.code.op_code().op_kinds()[0] == iced_x86::OpCodeOperandKind::br64_1;
-        let fixup = self.emit_branch(template.code, if short { 1 } else { 4 });
+        let mut fixups = vec![self.emit_branch(template.code, if short { 1 } else { 4 })];
+        if template.special == Special::Conditional && !short && self.choices.chance(64) {
+            // More right behind it.
+            for _ in 0..1 + self.choices.below(3) {
+                let code = self.choices.pick(&CONDITIONS);
+                fixups.push(self.emit_branch(code, 4));
+            }
+        }
         if template.special == Special::Jump && self.choices.chance(128) {
             let count = self.choices.below(12);
             self.emit_junk(count);
@@ -35,6 +53,17 @@ impl Writer<'_, '_> {
             let count = 1 + self.choices.below(3);
             self.uncertain(|writer| writer.body(count, SHORT_BODY));
         }
+        for fixup in fixups {
+            self.bind(fixup);
+        }
+    }
+
+    /// A branch forward that may be taken in some passes of a loop and not in others.
+    pub(super) fn skip_sometimes(&mut self) {
+        let code = self.choices.pick(&CONDITIONS);
+        let fixup = self.emit_branch(code, 4);
+        let count = 1 + self.choices.below(3);
+        self.uncertain(|writer| writer.body(count, SHORT_BODY));
         self.bind(fixup);
     }
 

@@ -52,12 +52,14 @@ impl Writer<'_, '_> {
     pub(super) fn counted_loop(&mut self, events: &mut Vec<Event>) {
         let mut patchables = Vec::new();
         self.loop_of(14, |writer| {
-            patchables.extend([writer.patchable(), writer.patchable()]);
+            patchables.push(writer.patchable());
+            writer.skip_sometimes();
+            patchables.push(writer.patchable());
         });
-        // Four instructions a pass.
+        // Five instructions a pass and more.
         for _ in 0..2 + self.choices.below(2) {
             let patchable = self.choices.pick(&patchables);
-            let trigger = Trigger::Count(1 + self.choices.below(18) as u64);
+            let trigger = Trigger::Count(1 + self.choices.below(23) as u64);
             let (address, bytes) = self.replacement(patchable);
             let actions = self.ways_to_write(address, bytes);
             events.push(Event { trigger, actions });

@@ -303,9 +303,9 @@ impl Translator {
 }
 
 impl Work<'_> {
-    /// Whether the block goes on behind a conditional branch to `target`. One that is counted or compares its
-    /// source does all of it or nothing, and to go on is no arrival that could be announced. Backward branches
-    /// are mostly taken.
+    /// Whether the block goes on behind a conditional branch to `target`. One that is counted does all of it or
+    /// nothing, one that compares its source would compare what it may not come to, and to go on is no arrival
+    /// that could be announced. Backward branches are mostly taken.
     fn may_pass(&self, target: GuestAddress) -> bool {
         let whole = self.request.counted || self.request.checked;
         let forward = target > self.pc();

@@ -1,7 +1,7 @@
 //! The part of the checker that judges memory operands and follows what instructions do to values.
 
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
-use tregion::translate::{Class, class};
+use tregion::translate::{Class, Purpose, class};
 
 use crate::checker::{Checker, is_plain_slot, writes};
 use crate::fields;
@@ -112,8 +112,17 @@ impl Checker<'_> {
     }
 
     /// An operand in the window, which must be near a probed address.
+    /// The side table says what a fault of an instruction means.
+    fn purpose(&mut self, instruction: &Instruction, purpose: Purpose) {
+        let entry = self.block.side_entry(instruction.ip() as u32);
+        if entry.is_none_or(|entry| entry.recovery.purpose != purpose) {
+            self.complain(instruction, format!("{purpose:?} by its look, not by the side table"));
+        }
+    }
+
     fn window_operand(&mut self, instruction: &Instruction) {
         self.figures.window_accesses += 1;
+        self.purpose(instruction, Purpose::Instruction);
         if instruction.memory_segment() != Register::GS {
             return self.complain(instruction, "neither in the window nor in the block");
         }
@@ -229,7 +238,7 @@ impl Checker<'_> {
         let register = instruction.op0_register();
         let access = self.information.info(instruction).op_access(0);
         let sure = matches!(access, OpAccess::Write | OpAccess::ReadWrite)
-            && instruction.op1_register() != Register::CL
+            && (access == OpAccess::Write || instruction.op1_register() != Register::CL)
             && !matches!(instruction.mnemonic(), M::Bsf | M::Bsr | M::Shld | M::Shrd);
         let narrow = instruction.op0_kind() == OpKind::Register && register.is_gpr32();
         (narrow && sure).then(|| register.number())
@@ -255,6 +264,7 @@ impl Checker<'_> {
             self.figures.probes += 1;
             let address = address.clone();
             self.state.note(address);
+            self.purpose(instruction, Purpose::Probe);
         }
         let scratch = instruction.op0_register().full_register().number();
         self.state.registers[scratch] = self.symbols.unknown();

@@ -83,6 +83,10 @@ impl Sources {
         for _ in 0..length {
             let instruction = self.instruction(bases);
             code.extend(instruction);
+            // Branches forward, some right behind each other, over whatever comes next.
+            for _ in 0..[0, 0, 0, 0, 0, 1, 1, 3][self.below(8) as usize] {
+                code.extend([0x70 | self.below(16) as u8, self.below(24) as u8]);
+            }
         }
         // Short ones become loops.
         let back = -(code.len() as i32) - 6;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use iced_x86::code_asm::{ptr, qword_ptr, rax, rbx, rcx, rdi};
+use iced_x86::code_asm::{eax, ptr, qword_ptr, rax, rbx, rcx, rdi};
 use tregion::exec::{Exit, HookContext, HookError, Machine};
 use tregion::guest::{GuestAddress, Permissions};
 
@@ -237,6 +237,31 @@ fn block_hooks_see_who_falls_into_their_range() {
         assert_eq!(whole.take(), [0, 5, 13]);
         assert_eq!(inside.take(), [8, 8, 13]);
         assert_eq!(straddled.take(), [8, 8]);
+    }
+}
+
+#[test]
+fn blocks_begin_behind_branches_taken_or_not() {
+    let mut guest = guest(|a| {
+        let (mut over, mut under) = (a.create_label(), a.create_label());
+        a.xor(eax, eax).unwrap();
+        a.jnz(over).unwrap();
+        // 4
+        a.lea(rbx, ptr(rbx + 1)).unwrap();
+        a.set_label(&mut over).unwrap();
+        a.jz(under).unwrap();
+        a.lea(rbx, ptr(rbx + 1)).unwrap();
+        a.set_label(&mut under).unwrap();
+        // 14
+        a.hlt().unwrap();
+    });
+    guest.run();
+    // Code that was translated when there was no hook is another then.
+    let blocks = notes_of_blocks(&guest, CODE, CODE + 0x1000);
+    for _ in 0..2 {
+        guest.vcpu.set_rip(GuestAddress(CODE));
+        guest.run();
+        assert_eq!(blocks.take(), [0, 4, 14]);
     }
 }
 
