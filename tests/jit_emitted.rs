@@ -45,6 +45,7 @@ struct Owned {
     guest_bytes: u32,
     instructions: u16,
     truncated: bool,
+    ends_early: bool,
     extended: Extended,
 }
 
@@ -59,6 +60,7 @@ impl Owned {
             guest_bytes: block.guest_bytes,
             instructions: block.instructions,
             truncated: block.truncated,
+            ends_early: block.ends_early,
             extended: block.extended,
         }
     }
@@ -73,6 +75,7 @@ impl Owned {
             guest_bytes: self.guest_bytes,
             instructions: self.instructions,
             truncated: self.truncated,
+            ends_early: self.ends_early,
             extended: self.extended,
         }
     }
@@ -113,6 +116,7 @@ fn blocks(
             span: (page, page.wrapping_add(4095)),
             observed: if variant & 4 != 0 { &observed } else { &[] },
             counted: variant & 1 != 0,
+            again: variant & 256 == 0,
             checked,
             announced: Announced {
                 instructions: if variant & 48 == 16 { &part } else { &[] },

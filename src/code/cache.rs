@@ -14,7 +14,7 @@ use super::arena::{Arena, CHUNK_BYTES};
 use super::epoch::{Epoch, Participant};
 use super::figures::Figures;
 use super::limbo::Limbo;
-use super::region::{Block, Key, Region, RegionId, Source};
+use super::region::{Block, Key, Region, RegionId, Source, Wanted};
 use super::sync::{Arc, Guard};
 use super::table::Table;
 use crate::guest::{GuestAddress, PAGE_SIZE};
@@ -233,17 +233,16 @@ impl CodeCache {
         address
     }
 
-    /// A block for a key that has none, made earlier from the same bytes: one of the region's own that
+    /// A block for a key that has none, made earlier and as wanted: one of the region's own that
     /// was invalidated, or one of a retired region with the same span, which is copied.
     pub(crate) fn revive(
         &mut self,
         id: RegionId,
         key: Key,
-        bytes: &[u8],
-        checked: bool,
+        wanted: Wanted<'_>,
     ) -> Option<Result<u64, Full>> {
         let region = self.regions.get(&id)?;
-        if let Some(number) = region.version(key, bytes, checked) {
+        if let Some(number) = region.version(key, wanted) {
             let offset = region.blocks[number as usize].offset;
             self.arena.patch_entry(offset, ENTRY);
             self.figures.blocks_revived += 1;
@@ -256,7 +255,7 @@ impl CodeCache {
         let former = self.former.get(&page(key.pc))?;
         let (other, number) = former.iter().rev().find_map(|id| {
             let other = self.regions.get(id).filter(|other| other.span == region.span)?;
-            Some((*id, other.version(key, bytes, checked)?))
+            Some((*id, other.version(key, wanted)?))
         })?;
         // Out of the list, so that the new one can be changed beside it.
         let other_region = self.regions.remove(&other).expect("it was just found");

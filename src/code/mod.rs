@@ -26,4 +26,4 @@ pub(crate) use arena::{Arena, CHUNK_BYTES};
 pub(crate) use cache::{CodeCache, Full, Lookups};
 pub(crate) use epoch::{Epoch, Participant, Pinned};
 pub use figures::Figures;
-pub(crate) use region::{Key, RegionId, Source};
+pub(crate) use region::{Key, RegionId, Source, Wanted};

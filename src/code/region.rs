@@ -48,10 +48,22 @@ pub(crate) struct Source<'a> {
     pub(crate) checked: bool,
 }
 
+/// What block is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// It was made from what these begin with.
+    pub(crate) bytes: &'a [u8],
+    /// It compares them before it runs.
+    pub(crate) checked: bool,
+    /// It goes on behind branches where it may.
+    pub(crate) again: bool,
+}
+
 impl Source<'_> {
-    /// Whether a block translated from this is one for these bytes, of which there may be more.
-    fn is_in(self, bytes: &[u8], checked: bool) -> bool {
-        self.checked == checked && !self.bytes.is_empty() && bytes.starts_with(self.bytes)
+    /// Whether a block translated from this was made from what is wanted.
+    fn is(self, wanted: Wanted<'_>) -> bool {
+        let Self { bytes, checked } = self;
+        checked == wanted.checked && !bytes.is_empty() && wanted.bytes.starts_with(bytes)
     }
 }
 
@@ -170,11 +182,12 @@ impl Region {
         sources.filter(|source| source.checked).map(|source| source.bytes)
     }
 
-    /// A block of a key that was made from the bytes that `bytes` begin with.
-    pub(crate) fn version(&self, key: Key, bytes: &[u8], checked: bool) -> Option<u32> {
-        let is_it =
-            |number: &u32| self.source(&self.blocks[*number as usize]).is_in(bytes, checked);
-        self.versions(key).find(is_it)
+    /// A block of a key as it is wanted.
+    pub(crate) fn version(&self, key: Key, wanted: Wanted<'_>) -> Option<u32> {
+        self.versions(key).find(|number| {
+            let block = &self.blocks[*number as usize];
+            self.source(block).is(wanted) && !(wanted.again && block.stored.ends_early())
+        })
     }
 
     /// The block whose code is at `offset` of the arena, which lies in the chunk of this number.

@@ -30,10 +30,16 @@ pub(crate) struct Stored {
     source: Range<u32>,
     guest_bytes: u32,
     instructions: u16,
+    ends_early: bool,
     extended: Extended,
 }
 
 impl Stored {
+    /// See [`TranslatedBlock::ends_early`].
+    pub(crate) fn ends_early(&self) -> bool {
+        self.ends_early
+    }
+
     /// Bytes of host code.
     pub(crate) fn code_bytes(&self) -> usize {
         self.code.len()
@@ -53,6 +59,7 @@ impl Store {
             source: append(&mut self.sources, source),
             guest_bytes: block.guest_bytes,
             instructions: block.instructions,
+            ends_early: block.ends_early,
             extended: block.extended,
         }
     }
@@ -68,6 +75,7 @@ impl Store {
             guest_bytes: stored.guest_bytes,
             instructions: stored.instructions,
             truncated: false,
+            ends_early: stored.ends_early,
             extended: stored.extended,
         }
     }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::arena::{Arena, CHUNK_BYTES};
 use super::cache::CodeCache;
-use super::region::{Key, Source};
+use super::region::{Key, Source, Wanted};
 use crate::guest::{GuestAddress, PAGE_SIZE};
 use crate::translate::{ENTRY, Extended, Stub, TranslatedBlock};
 
@@ -101,6 +101,7 @@ const BLOCK: TranslatedBlock<'static> = TranslatedBlock {
     guest_bytes: LENGTH,
     instructions: 1,
     truncated: false,
+    ends_early: false,
     extended: Extended::All,
 };
 
@@ -138,7 +139,7 @@ proptest! {
                     });
                     let bytes = source(key, version);
                     let from = Source { bytes: &bytes, checked: false };
-                    let revived = cache.revive(region, key, &bytes, false);
+                    let revived = cache.revive(region, key, Wanted { bytes: &bytes, checked: false, again: false });
                     let host = match revived {
                         Some(host) => host.unwrap(),
                         None => cache.insert(region, key, &BLOCK, from, true).unwrap(),

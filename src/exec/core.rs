@@ -16,7 +16,7 @@ use super::trapped::Sites;
 use super::vcpu_memory::{Door, PollCell};
 use crate::code::gate::Gates;
 use crate::code::sync::Arc;
-use crate::code::{Arena, CHUNK_BYTES, CodeCache, Figures, Full, Key, RegionId, Source};
+use crate::code::{Arena, CHUNK_BYTES, CodeCache, Figures, Full, Key, RegionId, Source, Wanted};
 use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
 use crate::memory::{AccessError, AddressSpace, PageId};
 use crate::translate::{Extended, Leave, PatchedList, Request, Stub, Translator, patched};
@@ -108,7 +108,7 @@ impl Core {
     pub(super) fn find_or_translate(&mut self, key: Key) -> Found {
         match self.cache.find(key) {
             Some(host) => Found::At(host),
-            None => self.translate(key),
+            None => self.translate(key, false),
         }
     }
 
@@ -123,9 +123,32 @@ impl Core {
         }
     }
 
-    /// Pages are watched before they are read: whoever writes to them later finds the translation and
+    /// The same for a jump back, by which control may come there again and again: a block that ends at the first
+    /// branch makes place for one that goes on behind it.
+    pub(super) fn find_to_jump_back(&mut self, key: Key) -> Option<u64> {
+        if !self.hooks.allow_jump(key.pc) {
+            return None;
+        }
+        let host = self.cache.find(key);
+        if host.is_some_and(|host| !self.ends_early(host)) {
+            return host;
+        }
+        if host.is_some() {
+            self.cache.invalidate(key);
+        }
+        match self.translate(key, true) {
+            Found::At(host) => Some(host),
+            Found::Nothing | Found::NoRoom => None,
+        }
+    }
+
+    fn ends_early(&self, host: u64) -> bool {
+        self.cache.locate(host).is_some_and(|located| located.translated().ends_early)
+    }
+
+    /// Translates what is to be run `again` and again, or not. Pages are watched before they are read: whoever writes to them later finds the translation and
     /// retires it, so that none is made of old and new bytes.
-    fn translate(&mut self, key: Key) -> Found {
+    fn translate(&mut self, key: Key, again: bool) -> Found {
         let Some(own) = self.memory.page_at(key.pc) else { return Found::Nothing };
         // A vCPU that has not heard of a new hook yet must not make a block of what it stands for.
         if self.hooks.is_breakpoint(key.pc) {
@@ -173,7 +196,8 @@ impl Core {
             let observed = self.sites.noted(key.pc, self.source.len() as u64);
             // Nothing but the code's bytes decides what the block is.
             let as_is = !self.hooks.on_code && observed.is_empty();
-            if as_is && let Some(revived) = self.cache.revive(region, key, &self.source, checked) {
+            let wanted = Wanted { bytes: &self.source, checked, again };
+            if as_is && let Some(revived) = self.cache.revive(region, key, wanted) {
                 return self.found(key, revived);
             }
             let patched = if as_is && checked {
@@ -186,6 +210,7 @@ impl Core {
                 code: &self.source,
                 span,
                 observed: &observed,
+                again,
                 counted: key.counted,
                 checked,
                 announced: self.hooks.announced(),
@@ -243,19 +268,25 @@ impl Core {
     /// Points the direct jumps of a new block at what is translated already, or it would be left at each.
     fn chain(&mut self, key: Key, host: u64) {
         let Some(located) = self.cache.locate(host) else { return };
-        let exits = located.translated().exits.iter();
-        let jumps: SmallVec<[(GuestAddress, u32); 2]> = exits
+        let translated = located.translated();
+        let jumps: SmallVec<[(GuestAddress, u32, bool); 4]> = translated
+            .exits
+            .iter()
             .filter_map(|exit| match exit.leave {
-                Leave::Direct { target, patch } => Some((target, patch)),
+                Leave::Direct { target, patch } => {
+                    Some((target, patch, translated.leads_back(key.pc, exit)))
+                }
                 _ => None,
             })
             .collect();
-        for (target, patch) in jumps {
+        for (target, patch, back) in jumps {
             if !self.hooks.allow_jump(target) {
                 continue;
             }
-            if let Some(target) = self.cache.find(Key { pc: target, ..key }) {
-                self.cache.chain(host, patch, target);
+            let Some(found) = self.cache.find(Key { pc: target, ..key }) else { continue };
+            // What a jump back leads to may have to make place when that is taken.
+            if !back || !self.ends_early(found) {
+                self.cache.chain(host, patch, found);
             }
         }
     }

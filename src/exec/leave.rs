@@ -61,12 +61,15 @@ impl Vcpu {
                 }
             }
             Leave::Direct { target, patch } => {
+                let back = translated.leads_back(pc, &exit);
                 self.pc = target;
                 self.place.elsewhere();
                 if self.gate.is_requested() {
                     return Handled::End(End::Go);
                 }
-                let Some(next) = core.find_to_jump(Key { pc: target, counted }) else {
+                let key = Key { pc: target, counted };
+                let found = if back { core.find_to_jump_back(key) } else { core.find_to_jump(key) };
+                let Some(next) = found else {
                     return Handled::End(End::Go);
                 };
                 core.cache.chain(host, patch, next);

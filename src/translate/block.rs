@@ -218,6 +218,8 @@ pub struct TranslatedBlock<'a> {
     pub instructions: u16,
     /// It ends where its source does, in the middle of an instruction.
     pub truncated: bool,
+    /// It ends with a branch that it would go on behind if control came to it again and again.
+    pub ends_early: bool,
     /// What its instructions need, the one that it leaves to an assist included.
     pub extended: Extended,
 }
@@ -247,6 +249,14 @@ impl<'a> TranslatedBlock<'a> {
     #[must_use]
     pub fn x87_opcode(&self, guest: u32) -> Option<X87Opcode> {
         self.x87_opcodes.iter().find(|opcode| opcode.at == guest).copied()
+    }
+
+    /// Whether a direct way out of a block at `pc` leads to where the block has been, or before it.
+    #[must_use]
+    pub fn leads_back(&self, pc: GuestAddress, exit: &Exit) -> bool {
+        let Leave::Direct { target, .. } = exit.leave else { return false };
+        let from = self.side_entry(exit.offset - 1).map_or(0, |entry| entry.guest);
+        target < pc.wrapping_add(u64::from(from))
     }
 
     /// Whether the instruction at `at` was announced before the code at this offset.

@@ -2,8 +2,9 @@
 //! its target once that is translated; every other one looks the target up in the vCPU's jump cache,
 //! inline. Backward and indirect ones poll first, so that a request to leave is seen.
 //!
-//! A block goes on behind a few conditional branches forward, which leave it from the side: what it knows of
-//! its registers is still true there, and a loop may be one block though it has such branches in it.
+//! A block to which control comes again and again goes on behind a few conditional branches forward, which
+//! leave it from the side: what it knows of its registers is still true there, and a loop may be one block
+//! though it has such branches in it. (For others that would be twice the work where branches are taken.)
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
@@ -81,7 +82,9 @@ impl Translator {
         instruction: &Instruction,
     ) -> Result<Flow, NeedsAssist> {
         let target = self.constant_target(work, instruction)?;
-        if work.may_pass(target) {
+        let passes = work.may_pass(target);
+        work.ends_early = passes && !work.request.again;
+        if passes && work.request.again {
             let place = work.branch(instruction);
             let guest = work.done + instruction.len() as u32;
             let exit = SideExit { place, target, guest, index: work.count + 1 };
@@ -303,7 +306,7 @@ impl Translator {
 }
 
 impl Work<'_> {
-    /// Whether the block goes on behind a conditional branch to `target`. One that is counted does all of it or
+    /// Whether the block may go on behind a conditional branch to `target`. One that is counted does all of it or
     /// nothing, one that compares its source would compare what it may not come to, and to go on is no arrival
     /// that could be announced. Backward branches are mostly taken.
     fn may_pass(&self, target: GuestAddress) -> bool {

@@ -397,6 +397,7 @@ impl Emitter {
             guest_bytes,
             instructions,
             truncated: false,
+            ends_early: false,
             extended: Extended::All,
         }
     }

@@ -68,6 +68,8 @@ pub struct Request<'a> {
     /// Addresses of instructions that access what somebody looks at, in order: blocks end before them, but
     /// for those that just move a word.
     pub observed: &'a [GuestAddress],
+    /// Control is known to come to the block again and again, so that it is worth more work.
+    pub again: bool,
     /// The block takes its instructions off the budget.
     pub counted: bool,
     /// The block compares its source bytes before it runs and ends after each store.
@@ -112,6 +114,8 @@ struct Work<'a> {
     count: u16,
     /// Conditional branches that the block goes on behind.
     passed: u16,
+    /// It ends with one that it would otherwise go on behind.
+    ends_early: bool,
     /// A poll was emitted before the instruction before the one in hand.
     polled: bool,
     /// Where the host code of the instruction before the one in hand begins, or this one's if that is the
@@ -159,6 +163,7 @@ impl Translator {
             done: 0,
             count: 0,
             passed: 0,
+            ends_early: false,
             polled: false,
             started: 0,
             extended: Extended::Nothing,
@@ -181,10 +186,10 @@ impl Translator {
         if request.checked {
             work.compare_source(&mut self.head);
         }
-        let Work { emitter, done, count, extended, .. } = work;
+        let Work { emitter, done, count, extended, ends_early, .. } = work;
         self.emitter = emitter;
         let whole = if request.checked { &self.head } else { &self.emitter };
-        TranslatedBlock { truncated, extended, ..whole.finish(done, count) }
+        TranslatedBlock { truncated, ends_early, extended, ..whole.finish(done, count) }
     }
 
     /// Translates one instruction of class `Plain`, `RevealsPointers` or `Lea`, to be run
@@ -230,8 +235,7 @@ impl Translator {
             }
             decoder.decode_out(&mut instruction);
             // What may never be executed is not to have all of the state loaded.
-            let more = extended(instruction.code()) > work.extended;
-            if work.passed > 0 && more {
+            if work.passed > 0 && extended(instruction.code()) > work.extended {
                 self.fall_through(work, pc);
                 return false;
             }

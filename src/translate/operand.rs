@@ -127,7 +127,9 @@ impl Translator {
                 let based = matches!(segment, Register::FS | Register::GS) && self.slot.is_none();
                 emitter.note_x87(bytes, start, based.then_some(segment));
             }
-            put_back(emitter, self.written(instruction), &homes);
+            if registers & MOVED != 0 {
+                put_back(emitter, self.written(instruction), &homes);
+            }
         }
         loans.end(emitter);
         Ok(())

@@ -87,11 +87,16 @@ impl Translator {
         constant.then(|| number(instruction.op0_register()))
     }
 
+    #[inline]
     fn writes_of(&mut self, instruction: &Instruction) -> Writes {
-        let index = instruction.code() as usize;
-        if let Some(known) = self.writes[index] {
-            return known;
+        match self.writes[instruction.code() as usize] {
+            Some(known) => known,
+            None => self.find_writes(instruction),
         }
+    }
+
+    #[cold]
+    fn find_writes(&mut self, instruction: &Instruction) -> Writes {
         let reads = |access: OpAccess| {
             matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead)
         };
@@ -107,7 +112,7 @@ impl Translator {
             .fold(0, |mask, operand| mask | 1 << operand);
         let implicit = all & !(1 << OTHER_REGISTERS[0]);
         let writes = Writes { implicit, operands };
-        self.writes[index] = Some(writes);
+        self.writes[instruction.code() as usize] = Some(writes);
         writes
     }
 

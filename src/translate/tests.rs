@@ -26,6 +26,7 @@ fn translate_patched(code: &[u8], patched: &[Patched]) -> Vec<u8> {
         code,
         span: (GuestAddress(0x40_1000), GuestAddress(0x40_1fff)),
         observed: &[],
+        again: true,
         counted: false,
         checked: !patched.is_empty(),
         announced: Announced::default(),
