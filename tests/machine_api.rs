@@ -22,5 +22,7 @@ mod memory_hooks;
 mod observed;
 #[path = "machine_api/process.rs"]
 mod process;
+#[path = "machine_api/side_exits.rs"]
+mod side_exits;
 #[path = "machine_api/traces.rs"]
 mod traces;

@@ -67,6 +67,7 @@ enum Found {
 
 /// Runs the command line.
 pub(crate) fn main() -> ExitCode {
+    tregion::os::give_back_large_blocks();
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let result = match Arguments::parse().command {

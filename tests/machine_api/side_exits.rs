@@ -1,0 +1,66 @@
+//! Blocks that go on behind branches: made for jumps back, and not for runs that are counted.
+
+use iced_x86::code_asm::{CodeAssembler, ecx, rbx, rdx};
+use tregion::exec::Exit;
+use tregion::guest::GuestAddress;
+
+use crate::guest::{CODE, RBX, RCX, guest};
+
+/// 100 passes, each of which skips another part of what comes behind its branches.
+fn skips(a: &mut CodeAssembler) {
+    let mut pass = a.create_label();
+    a.mov(ecx, 100_u32).unwrap();
+    a.set_label(&mut pass).unwrap();
+    for bit in 0..4 {
+        let mut over = a.create_label();
+        a.test(ecx, 1_u32 << bit).unwrap();
+        a.jz(over).unwrap();
+        (0..3).for_each(|_| a.inc(rbx).unwrap());
+        a.set_label(&mut over).unwrap();
+        a.inc(rdx).unwrap();
+    }
+    a.dec(ecx).unwrap();
+    a.jnz(pass).unwrap();
+    a.hlt().unwrap();
+}
+
+/// How many bits are set among the low four of the numbers of all passes.
+fn bits() -> u64 {
+    (1..=100_u64).map(|pass| u64::from((pass & 15).count_ones())).sum()
+}
+
+#[test]
+fn budgets_are_exact_where_branches_skip() {
+    let total = 1 + 100 * (4 * 3 + 2) + 3 * bits() + 1;
+    for piece in [9, 10, 11, 16, 23, 64, 65, 1000, total] {
+        let mut guest = guest(skips);
+        let mut pieces = 0;
+        while guest.vcpu.run(Some(piece)) == Exit::Budget {
+            pieces += 1;
+            assert_eq!(guest.vcpu.executed(), pieces * piece);
+        }
+        assert_eq!(guest.vcpu.executed(), total, "pieces of {piece}");
+        assert_eq!((guest.vcpu.state().gpr[3], guest.vcpu.state().gpr[2]), (3 * bits(), 400));
+    }
+}
+
+#[test]
+fn a_jump_back_makes_a_block_longer_once() {
+    let mut first = guest(skips);
+    first.run();
+    assert_eq!(first.vcpu.gpr(RBX), 3 * bits());
+    let before = first.machine.figures();
+    // What the loop begins with was translated for it alone, and is as long as it gets.
+    first.vcpu.set_rip(GuestAddress(CODE));
+    first.run();
+    assert_eq!(first.vcpu.gpr(RBX), 6 * bits());
+    assert_eq!(first.machine.figures().translations, before.translations);
+    assert_eq!(before.blocks_invalidated, 0);
+    // Entered from outside first, then by its own jump.
+    let mut entered = guest(skips);
+    entered.vcpu.set_rip(GuestAddress(CODE + 5));
+    entered.vcpu.set_gpr(RCX, 100);
+    assert_eq!(entered.vcpu.run(None), Exit::Halt);
+    assert_eq!(entered.vcpu.gpr(RBX), 3 * bits());
+    assert_eq!(entered.machine.figures().blocks_invalidated, 1);
+}
