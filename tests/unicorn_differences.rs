@@ -70,9 +70,10 @@ const AS_AMD: [&str; 3] = ["load-too-wide", "operand-size-branch", "x87-unmasked
 const NEEDS_SSE4A: &str = "bit-field-beyond-quadword";
 
 /// Cases in which it does as Intel's do.
-const AS_INTEL: [&str; 4] = [
+const AS_INTEL: [&str; 5] = [
     "double-shift-beyond-operand",
     "loop-prefix",
+    "repe-cmpsb-order",
     "rotate-carry-whole-turns",
     "transactions-are-ignored",
 ];

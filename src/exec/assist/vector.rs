@@ -37,6 +37,9 @@ impl Vcpu {
         core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
+        if !self.is_runnable(core, instruction) {
+            return Err(Exit::exception(crate::exec::exit::vector::UD).into());
+        }
         if is_prefetch(instruction) {
             self.pass(instruction);
             return Ok(());
@@ -49,9 +52,6 @@ impl Vcpu {
         let operand = (0..instruction.op_count())
             .find(|&operand| instruction.op_kind(operand) == OpKind::Memory)
             .unwrap_or_default();
-        if !self.is_runnable(core, instruction) {
-            return Err(Exit::exception(crate::exec::exit::vector::UD).into());
-        }
         // AMD's processors leave the masks of elements that are not done as they were, and clear those of all
         // that are passed; where vectors are masks, what lies behind the elements becomes zero with the last one.
         let amd = Vendor::of_this_host() == Vendor::Amd;

@@ -6,13 +6,14 @@ use super::super::Accepted;
 use super::super::Pattern::{Mnemonics, Where};
 use super::super::accesses::{is_canonical, some_access};
 use super::super::conditions::{
-    accesses_across_pages, accesses_misaligned, both_page_faults, class, is_flag,
+    accesses_across_pages, accesses_misaligned, both_page_faults, class, culprit, is_flag,
     meets_non_canonical, numbers, only_left_is_protection, only_left_page_faults, raised,
     register_operand, state, stores_across_pages, unlike,
 };
 use super::super::instructions::{has_aligned_16_byte_memory, has_memory, is_legacy_sse};
 use super::{DESIGN, FOUND, unicorn};
 use crate::case::{ExceptionVector, Stop};
+use crate::guest::Vendor;
 use crate::oracle::compare::Component;
 use crate::oracle::compare::ComponentClass as C;
 
@@ -104,6 +105,20 @@ pub(super) const ROWS: &[Accepted] = &[
         .because(
             "of an access across two pages another byte's address is reported",
             "Unicorn's split accesses; Intel SDM volume 3A, section 4.7",
+        ),
+    unicorn("repe-cmpsb-order", Mnemonics(&[M::Cmpsb]))
+        .stops(both_page_faults)
+        .shows(|difference| {
+            matches!(class(difference), C::Stop | C::FaultAddress | C::ErrorCode)
+        })
+        .when(|divergence, _| {
+            Vendor::of_this_host() == Vendor::Amd
+                && culprit(divergence).is_some_and(|code| code.has_repe_prefix())
+        })
+        .because(
+            "where neither operand can be read, the fault is RDI's side's, as on Intel's processors; AMD's look \
+             at RSI's side first",
+            "found by tregion; silicon (AMD EPYC, Zen 4)",
         ),
     unicorn(
         "commits-before-fault",
