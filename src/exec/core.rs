@@ -146,8 +146,8 @@ impl Core {
         self.cache.locate(host).is_some_and(|located| located.translated().ends_early)
     }
 
-    /// Translates what is to be run `again` and again, or not. Pages are watched before they are read: whoever writes to them later finds the translation and
-    /// retires it, so that none is made of old and new bytes.
+    /// Translates what is to be run `again` and again, or not. Pages are watched before they are read: whoever
+    /// writes to them later finds the translation and retires it, so that none is made of old and new bytes.
     fn translate(&mut self, key: Key, again: bool) -> Found {
         let Some(own) = self.memory.page_at(key.pc) else { return Found::Nothing };
         // A vCPU that has not heard of a new hook yet must not make a block of what it stands for.
@@ -269,7 +269,7 @@ impl Core {
     fn chain(&mut self, key: Key, host: u64) {
         let Some(located) = self.cache.locate(host) else { return };
         let translated = located.translated();
-        let jumps: SmallVec<[(GuestAddress, u32, bool); 4]> = translated
+        let jumps: SmallVec<[(GuestAddress, u32, bool); 6]> = translated
             .exits
             .iter()
             .filter_map(|exit| match exit.leave {
