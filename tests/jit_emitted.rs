@@ -172,7 +172,7 @@ fn nothing_reaches_beyond_the_window_and_the_block() {
             break;
         }
         let source = sources_of.next(index);
-        let variant = sources_of.below(256);
+        let variant = sources_of.below(512);
         let which = sources_of.below(4) as usize;
         let translator = &mut translators[which];
         for block in blocks(translator, &source, (variant, bits[which]), &mut bad) {
