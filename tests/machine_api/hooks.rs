@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use iced_x86::code_asm::{eax, ptr, qword_ptr, rax, rbx, rcx, rdi};
+use iced_x86::code_asm::{eax, ecx, ptr, qword_ptr, rax, rbx, rcx, rdi};
 use tregion::exec::{Exit, HookContext, HookError, Machine};
 use tregion::guest::{GuestAddress, Permissions};
 
@@ -243,7 +243,9 @@ fn block_hooks_see_who_falls_into_their_range() {
 #[test]
 fn blocks_begin_behind_branches_taken_or_not() {
     let mut guest = guest(|a| {
-        let (mut over, mut under) = (a.create_label(), a.create_label());
+        let (mut pass, mut over, mut under) =
+            (a.create_label(), a.create_label(), a.create_label());
+        a.set_label(&mut pass).unwrap();
         a.xor(eax, eax).unwrap();
         a.jnz(over).unwrap();
         // 4
@@ -253,15 +255,22 @@ fn blocks_begin_behind_branches_taken_or_not() {
         a.lea(rbx, ptr(rbx + 1)).unwrap();
         a.set_label(&mut under).unwrap();
         // 14
+        a.dec(ecx).unwrap();
+        a.jnz(pass).unwrap();
+        // 18
         a.hlt().unwrap();
     });
-    guest.run();
+    let run = |guest: &mut Guest| {
+        guest.vcpu.set_gpr(RCX, 3);
+        guest.run();
+    };
+    run(&mut guest);
     // Code that was translated when there was no hook is another then.
     let blocks = notes_of_blocks(&guest, CODE, CODE + 0x1000);
     for _ in 0..2 {
         guest.vcpu.set_rip(GuestAddress(CODE));
-        guest.run();
-        assert_eq!(blocks.take(), [0, 4, 14]);
+        run(&mut guest);
+        assert_eq!(blocks.take(), [0, 4, 14, 0, 4, 14, 0, 4, 14, 18]);
     }
 }
 
