@@ -2,9 +2,9 @@
 
 use iced_x86::code_asm::{CodeAssembler, ecx, rbx, rdx};
 use tregion::exec::Exit;
-use tregion::guest::GuestAddress;
+use tregion::guest::{GuestAddress, Permissions};
 
-use crate::guest::{CODE, RBX, RCX, guest};
+use crate::guest::{CODE, RBX, RCX, RDX, guest, range};
 
 /// 100 passes, each of which skips another part of what comes behind its branches.
 fn skips(a: &mut CodeAssembler) {
@@ -63,4 +63,28 @@ fn a_jump_back_makes_a_block_longer_once() {
     assert_eq!(entered.vcpu.run(None), Exit::Halt);
     assert_eq!(entered.vcpu.gpr(RBX), 3 * bits());
     assert_eq!(entered.machine.figures().blocks_invalidated, 1);
+}
+
+#[test]
+fn a_branch_leaves_the_region() {
+    let mut guest = guest(|a| {
+        let (mut pass, mut far, mut back) = (a.create_label(), a.create_label(), a.create_label());
+        a.mov(ecx, 10_u32).unwrap();
+        a.set_label(&mut pass).unwrap();
+        a.test(ecx, 1).unwrap();
+        a.jnz(far).unwrap();
+        a.set_label(&mut back).unwrap();
+        a.inc(rbx).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(pass).unwrap();
+        a.hlt().unwrap();
+        a.nops_with_size(0x1000).unwrap();
+        a.set_label(&mut far).unwrap();
+        a.inc(rdx).unwrap();
+        a.jmp(back).unwrap();
+    });
+    // Pages that can be written are regions of their own.
+    guest.machine.protect(range(CODE, 2), Permissions::ReadWriteExecute).unwrap();
+    guest.run();
+    assert_eq!((guest.vcpu.gpr(RBX), guest.vcpu.gpr(RDX)), (10, 5));
 }
