@@ -186,7 +186,7 @@ impl Region {
     pub(crate) fn version(&self, key: Key, wanted: Wanted<'_>) -> Option<u32> {
         self.versions(key).find(|number| {
             let block = &self.blocks[*number as usize];
-            self.source(block).is(wanted) && !(wanted.again && block.stored.ends_early())
+            self.source(block).is(wanted) && !(wanted.again && self.translated(block).ends_early)
         })
     }
 

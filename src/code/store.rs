@@ -35,11 +35,6 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    /// See [`TranslatedBlock::ends_early`].
-    pub(crate) fn ends_early(&self) -> bool {
-        self.ends_early
-    }
-
     /// Bytes of host code.
     pub(crate) fn code_bytes(&self) -> usize {
         self.code.len()

@@ -112,34 +112,29 @@ impl Core {
         }
     }
 
-    /// The same for translated code that is to jump there by itself.
-    pub(super) fn find_to_jump(&mut self, key: Key) -> Option<u64> {
+    /// The same for translated code that is to jump there by itself; by a jump back, control may come there again
+    /// and again.
+    pub(super) fn find_to_jump(&mut self, key: Key, back: bool) -> Option<u64> {
         if !self.hooks.allow_jump(key.pc) {
             return None;
         }
-        match self.find_or_translate(key) {
+        match if back { self.find_or_lengthen(key) } else { self.find_or_translate(key) } {
             Found::At(host) => Some(host),
             Found::Nothing | Found::NoRoom => None,
         }
     }
 
-    /// The same for a jump back, by which control may come there again and again: a block that ends at the first
-    /// branch makes place for one that goes on behind it.
-    pub(super) fn find_to_jump_back(&mut self, key: Key) -> Option<u64> {
-        if !self.hooks.allow_jump(key.pc) {
-            return None;
+    /// The translation of `key.pc`: a block that ends at the first branch makes place for one that goes on behind
+    /// it.
+    fn find_or_lengthen(&mut self, key: Key) -> Found {
+        match self.cache.find(key) {
+            Some(host) if !self.ends_early(host) => return Found::At(host),
+            Some(_) => {
+                self.cache.invalidate(key);
+            }
+            None => {}
         }
-        let host = self.cache.find(key);
-        if host.is_some_and(|host| !self.ends_early(host)) {
-            return host;
-        }
-        if host.is_some() {
-            self.cache.invalidate(key);
-        }
-        match self.translate(key, true) {
-            Found::At(host) => Some(host),
-            Found::Nothing | Found::NoRoom => None,
-        }
+        self.translate(key, true)
     }
 
     fn ends_early(&self, host: u64) -> bool {

@@ -52,7 +52,7 @@ impl Vcpu {
                     self.place.elsewhere();
                 }
                 let wanted = !self.gate.is_requested() && !self.on_code;
-                match wanted.then(|| core.find_to_jump(key)).flatten() {
+                match wanted.then(|| core.find_to_jump(key, false)).flatten() {
                     Some(next) => {
                         self.memory.block_mut().entry = next;
                         Handled::Start
@@ -68,7 +68,7 @@ impl Vcpu {
                     return Handled::End(End::Go);
                 }
                 let key = Key { pc: target, counted };
-                let found = if back { core.find_to_jump_back(key) } else { core.find_to_jump(key) };
+                let found = core.find_to_jump(key, back);
                 let Some(next) = found else {
                     return Handled::End(End::Go);
                 };
@@ -80,7 +80,7 @@ impl Vcpu {
                 let target = self.memory.block().target;
                 let key = Key { pc: GuestAddress(target), counted };
                 let stop = !is_canonical(target) || self.gate.is_requested();
-                let found = if stop { None } else { core.find_to_jump(key) };
+                let found = if stop { None } else { core.find_to_jump(key, false) };
                 // The branch itself can only fault.
                 if !is_canonical(target) {
                     return Handled::End(self.back_out(core, counted));

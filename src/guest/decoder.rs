@@ -22,6 +22,12 @@ pub(crate) fn decoder_of(vendor: Vendor, bytes: &[u8], ip: u64) -> Decoder<'_> {
     Decoder::with_ip(64, bytes, ip, options)
 }
 
+/// Whether it is a string instruction that is executed as often as RCX says.
+pub(crate) fn is_repeated_string(instruction: &Instruction) -> bool {
+    instruction.is_string_instruction()
+        && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
+}
+
 /// Bytes of an instruction's memory operand, as this host's processor accesses it: AMD's load 32 bits for a
 /// MOVSXD with a 16-bit operand, Intel's 16 (Intel SDM volume 2B, "MOVSX/MOVSXD"; AMD64 Architecture
 /// Programmer's Manual volume 3, "MOVSXD").

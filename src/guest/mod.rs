@@ -11,7 +11,7 @@ mod xstate;
 
 pub use address::{GuestAddress, GuestRange, PAGE_SIZE, RangeError};
 pub use decoder::decoder;
-pub(crate) use decoder::{decoder_of, memory_bytes, with_ignored_bits};
+pub(crate) use decoder::{decoder_of, is_repeated_string, memory_bytes, with_ignored_bits};
 pub use flags::{Flag, RFLAGS_ALWAYS_ONE, RFLAGS_DEFAULT, RFLAGS_USER};
 pub use host_features::{HostFeatures, Vendor};
 pub use permissions::Permissions;

@@ -4,7 +4,7 @@
 use iced_x86::{Instruction, RflagsBits};
 
 use super::compare::{Component, Difference};
-use crate::guest::Flag;
+use crate::guest::{Flag, is_repeated_string};
 
 /// The flags that `instruction` leaves undefined, as a mask of RFLAGS.
 fn undefined_flags(instruction: &Instruction) -> u64 {
@@ -27,8 +27,7 @@ fn mask_of(bits: u32) -> u64 {
 /// The flags that `instruction` gives a value whatever the operands are, as a mask of RFLAGS: none if it may be
 /// repeated no time at all.
 fn defined_flags(instruction: &Instruction) -> u64 {
-    let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
-    if repeated && instruction.is_string_instruction() {
+    if is_repeated_string(instruction) {
         return 0;
     }
     mask_of(instruction.rflags_modified() & !instruction.rflags_undefined())

@@ -102,27 +102,24 @@ impl Emitter {
         self.recover(before);
     }
 
-    /// Makes an address of the guest's in a register one of the host's, and back. Uses R14.
-    pub(super) fn relocate(&mut self, registers: &[u8]) {
-        self.load(FREE, at::WINDOW);
-        for &register in registers {
-            self.add(register, register, FREE);
-            self.relocated(self.recovery.relocated | 1 << register);
-        }
+    /// Has `body` find host addresses in these registers, in place of the guest's. Uses R14.
+    pub(super) fn relocated(&mut self, registers: &[u8], body: impl FnOnce(&mut Self)) {
+        self.move_addresses(registers, at::WINDOW);
+        body(self);
+        self.move_addresses(registers, at::MINUS_WINDOW);
     }
 
-    /// See [`Self::relocate`].
-    pub(super) fn relocate_back(&mut self, registers: &[u8]) {
-        self.load(FREE, at::MINUS_WINDOW);
+    /// Adds the distance in a slot to addresses of the guest's in registers, which are the host's then, or back.
+    fn move_addresses(&mut self, registers: &[u8], distance: i32) {
+        if registers.is_empty() {
+            return;
+        }
+        self.load(FREE, distance);
         for &register in registers {
             self.add(register, register, FREE);
-            self.relocated(self.recovery.relocated & !(1 << register));
+            let relocated = self.recovery.relocated ^ 1 << register;
+            self.recover(Recovery { relocated, ..self.recovery });
         }
-    }
-
-    /// From here on, these registers hold host addresses.
-    fn relocated(&mut self, relocated: u16) {
-        self.recover(Recovery { relocated, ..self.recovery });
     }
 
     /// Puts a host register away, to be used for something else.

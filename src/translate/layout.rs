@@ -1,7 +1,5 @@
 //! Where emitted code lies: alignment, jumps within it, and what is emitted again or elsewhere.
 
-use smallvec::SmallVec;
-
 use super::block::{Relocation, SideEntry};
 use super::emit::Emitter;
 
@@ -60,9 +58,7 @@ impl Emitter {
         if by == 0 {
             return;
         }
-        let padding: SmallVec<[u8; 16]> = SmallVec::from_slice(&self.ops.ops[end as usize..]);
-        self.ops.ops.copy_within(from as usize..end as usize, (from + by) as usize);
-        self.ops.ops[from as usize..(from + by) as usize].copy_from_slice(&padding);
+        self.ops.ops[from as usize..].rotate_right(by as usize);
         let behind = |offset: &&mut u32| **offset > from;
         let exits = self.exits.iter_mut().rev().map(|exit| &mut exit.offset);
         exits.take_while(behind).for_each(|offset| *offset += by);

@@ -113,8 +113,8 @@ impl Translator {
             emitter.bytes(&[0x65]);
             emitter.bytes(bytes);
         } else {
-            let needed = (registers | address) & !overwritten(instruction);
-            let homes = self.fetch(emitter, needed, registers, &mut loans);
+            let unread = overwritten(instruction);
+            let homes = self.fetch(emitter, registers | address, unread, &mut loans);
             let mut moved = *instruction;
             rename_registers(&mut moved, &homes);
             if memory {
@@ -135,26 +135,27 @@ impl Translator {
         Ok(())
     }
 
-    /// Fetches the guest registers that are elsewhere and `needed`; where each is now, or will be one that is
-    /// among `registers` only.
+    /// A place for each of the guest's `registers`, with its value but for those that are `unread`: where they
+    /// all are.
     pub(super) fn fetch(
         &self,
         emitter: &mut Emitter,
-        needed: u16,
         registers: u16,
+        unread: u16,
         loans: &mut Loans,
     ) -> Homes {
         let mut homes: Homes = std::array::from_fn(|number| number as u8);
         for number in [14, 15] {
-            if (needed | registers) >> number & 1 != 0 {
-                homes[usize::from(number)] = loans.take_operand(emitter);
-            }
-            if needed >> number & 1 != 0 {
-                emitter.load(homes[usize::from(number)], at::gpr(number));
+            if registers >> number & 1 != 0 {
+                let home = loans.take_operand(emitter);
+                homes[usize::from(number)] = home;
+                if unread >> number & 1 == 0 {
+                    emitter.load(home, at::gpr(number));
+                }
             }
         }
         homes[4] = GUEST_RSP;
-        if (needed | registers) >> 4 & 1 != 0 && loans.no_rex {
+        if registers >> 4 & 1 != 0 && loans.no_rex {
             homes[4] = loans.take_operand(emitter);
             emitter.copy(homes[4], GUEST_RSP);
         }
@@ -193,8 +194,7 @@ impl Translator {
             return emitter.bytes(bytes);
         }
         let mut loans = Loans::for_guest(registers);
-        let needed = registers & !overwritten(instruction);
-        let homes = self.fetch(emitter, needed, registers, &mut loans);
+        let homes = self.fetch(emitter, registers, overwritten(instruction), &mut loans);
         let mut moved = *instruction;
         // It would be ignored.
         moved.set_segment_prefix(Register::None);

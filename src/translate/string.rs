@@ -10,10 +10,11 @@
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, OpKind, Register};
 
-use super::emit::FREE;
+use super::emit::{Emitter, FREE};
 use super::loans::Loans;
 use super::operand::{NeedsAssist, address_registers, explicit_registers, number};
 use super::{Translator, Work};
+use crate::guest::is_repeated_string;
 
 const RBX: u8 = 3;
 const RSI: u8 = 6;
@@ -38,32 +39,27 @@ impl Translator {
                 self.probe_register(&mut work.emitter, register, register, FREE);
             }
         }
-        let relocated: &[u8] = match (uses_rdi, is_repeated(instruction) && moves(instruction)) {
-            (true, true) => &[RSI, RDI],
-            (true, false) => &[RDI],
-            (false, _) => &[],
-        };
+        let relocated: &[u8] =
+            match (uses_rdi, is_repeated_string(instruction) && moves(instruction)) {
+                (true, true) => &[RSI, RDI],
+                (true, false) => &[RDI],
+                (false, _) => &[],
+            };
         let prefixed = reads_rsi && !relocated.contains(&RSI);
         let mut moved = *instruction;
         moved.set_segment_prefix(if prefixed { Register::GS } else { Register::None });
-        if relocated.is_empty() {
-            self.repeated(work, &moved);
-        } else {
-            work.emitter.relocate(relocated);
-            self.repeated(work, &moved);
-            work.emitter.relocate_back(relocated);
-        }
+        work.emitter.relocated(relocated, |emitter| self.repeated(emitter, &moved));
         self.known.forget_all(1 << 0 | 1 << 1 | 1 << RSI | 1 << RDI);
         Ok(())
     }
 
     /// A repeated instruction runs as long as it likes once begun, so right before it the vCPU looks
     /// whether it is to leave. (Who asks later interrupts it by a signal.)
-    fn repeated(&mut self, work: &mut Work<'_>, moved: &Instruction) {
-        if is_repeated(moved) {
-            work.emitter.poll();
+    fn repeated(&mut self, emitter: &mut Emitter, moved: &Instruction) {
+        if is_repeated_string(moved) {
+            emitter.poll();
         }
-        self.encode(&mut work.emitter, moved);
+        self.encode(emitter, moved);
     }
 
     /// XLAT adds at most 255 to RBX.
@@ -171,10 +167,6 @@ impl Translator {
         loans.end(&mut work.emitter);
         Ok(())
     }
-}
-
-fn is_repeated(instruction: &Instruction) -> bool {
-    instruction.has_rep_prefix() || instruction.has_repne_prefix()
 }
 
 /// Whether it is MOVS, with an operand on either side.

@@ -40,7 +40,7 @@ fn budgets_are_exact_where_branches_skip() {
             assert_eq!(guest.vcpu.executed(), pieces * piece);
         }
         assert_eq!(guest.vcpu.executed(), total, "pieces of {piece}");
-        assert_eq!((guest.vcpu.state().gpr[3], guest.vcpu.state().gpr[2]), (3 * bits(), 400));
+        assert_eq!((guest.vcpu.gpr(RBX), guest.vcpu.gpr(RDX)), (3 * bits(), 400));
     }
 }
 

@@ -20,6 +20,7 @@ use super::child::Child;
 use super::frame::context;
 use super::layout::{control, request};
 use super::stub::at;
+use crate::guest::is_repeated_string;
 
 /// How far the stub is to go by itself.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,8 +77,7 @@ impl Counted {
 /// Whether `instruction` is executed piece by piece, with a trap behind each: the iterations of a
 /// string instruction, the elements of a gather or scatter before one that faults.
 pub(super) fn is_repeated(instruction: &Instruction) -> bool {
-    let repeats = instruction.has_rep_prefix() || instruction.has_repne_prefix();
-    instruction.is_string_instruction() && repeats || instruction.is_vsib()
+    is_repeated_string(instruction) || instruction.is_vsib()
 }
 
 /// Whether the kernel may execute `instruction` for the guest (UMIP), which loses a trap.

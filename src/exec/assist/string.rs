@@ -7,7 +7,7 @@ use crate::exec::exit::Exit;
 use crate::exec::shared::Locked;
 use crate::exec::step::{Undone, not_canonical};
 use crate::exec::vcpu::Vcpu;
-use crate::guest::{Flag, GuestAddress, Vendor};
+use crate::guest::{Flag, GuestAddress, Vendor, is_repeated_string};
 use crate::translate::is_canonical;
 
 const RCX: usize = 1;
@@ -27,8 +27,7 @@ impl Vcpu {
             .op_kinds()
             .any(|kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI));
         let mask = if narrow { 0xffff_ffff } else { u64::MAX };
-        let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
-        if !repeated {
+        if !is_repeated_string(instruction) {
             self.iteration(core, instruction, mask)?;
             self.pass(instruction);
             return Ok(());

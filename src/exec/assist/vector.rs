@@ -37,9 +37,7 @@ impl Vcpu {
         core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
-        if !self.is_runnable(core, instruction) {
-            return Err(Exit::exception(crate::exec::exit::vector::UD).into());
-        }
+        check_features(core, instruction)?;
         if is_prefetch(instruction) {
             self.pass(instruction);
             return Ok(());
@@ -125,20 +123,13 @@ impl Vcpu {
         self.store(core, GuestAddress(address), &word.to_le_bytes()[..size])
     }
 
-    /// Whether the processor has the instruction.
-    fn is_runnable(&self, core: &Locked<'_>, instruction: &Instruction) -> bool {
-        core.has_all(instruction.cpuid_features())
-    }
-
     /// MOVDIR64B: 64 bytes from the operand to the aligned address in a register.
     pub(super) fn direct_store(
         &mut self,
         core: &mut Locked<'_>,
         instruction: &Instruction,
     ) -> Result<(), Undone> {
-        if !core.has_all(instruction.cpuid_features()) {
-            return Err(Exit::exception(crate::exec::exit::vector::UD).into());
-        }
+        check_features(core, instruction)?;
         let source = self.canonical_operand(instruction)?;
         let destination = self.register_value(instruction.op0_register()).unwrap_or_default();
         let mut bytes = [0; 64];
@@ -204,6 +195,14 @@ impl Elements {
     /// longer of data and indexes, with the last behind the elements.
     fn clear_behind(&self, state: &mut State, bytes: usize) {
         state.vector[self.data.number()][bytes.div_ceil(8)..].fill(0);
+    }
+}
+
+/// #UD if the processor has not got the instruction.
+fn check_features(core: &Locked<'_>, instruction: &Instruction) -> Result<(), Exit> {
+    match core.has_all(instruction.cpuid_features()) {
+        true => Ok(()),
+        false => Err(Exit::exception(crate::exec::exit::vector::UD)),
     }
 }
 

@@ -7,7 +7,7 @@ use super::super::localise::{Culprit, Divergence};
 use super::Stops;
 use super::accesses::{Access, general_register, is_canonical, some_access};
 use crate::case::{ExceptionVector, Stop};
-use crate::guest::{F80, Flag, GuestAddress, State};
+use crate::guest::{F80, Flag, GuestAddress, State, is_repeated_string};
 
 // ---- how runs stopped ----------------------------------------------------------------------
 
@@ -291,13 +291,10 @@ pub(super) fn accesses_across_pages(divergence: &Divergence) -> bool {
     repeats_into_page(divergence) || some_access(divergence, Access::crosses_page)
 }
 
-/// Whether a string instruction, of whose iterations only the first one's address is known
-/// here, came
-/// to the start of a page and faulted there.
+/// Whether a string instruction, of whose iterations only the first one's address is known here, came to the
+/// start of a page and faulted there.
 fn repeats_into_page(divergence: &Divergence) -> bool {
-    let repeats = culprit(divergence).is_some_and(|code| {
-        code.is_string_instruction() && (code.has_rep_prefix() || code.has_repne_prefix())
-    });
+    let repeats = culprit(divergence).is_some_and(is_repeated_string);
     let at_start = matches!(
         divergence.stops.0,
         Stop::Exception { address: Some(address), .. } if GuestAddress(address).is_page_aligned()
