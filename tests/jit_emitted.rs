@@ -236,7 +236,7 @@ fn nor_do_single_instructions() {
 /// Ways to spoil code. Each gives the spoilt block, if there is a place for it.
 type Spoiler = (&'static str, fn(&Owned) -> Option<Owned>);
 
-const SPOILERS: [Spoiler; 8] = [
+const SPOILERS: [Spoiler; 9] = [
     ("a probe is left out", |block| {
         replace(
             block,
@@ -290,6 +290,15 @@ const SPOILERS: [Spoiler; 8] = [
     ("an exit has no stub", |block| {
         let (_, kept) = block.relocations.split_last()?;
         Some(Owned { relocations: kept.into(), ..block.clone() })
+    }),
+    ("an exit tells another's place", |block| {
+        replace(
+            block,
+            |it| it.is_ip_rel_memory_operand(),
+            |bytes| {
+                bytes[3] += 1;
+            },
+        )
     }),
     ("the jump cache is missed", |block| {
         replace(

@@ -133,11 +133,6 @@ impl CodeCache {
         self.epoch.clone()
     }
 
-    /// Has memory come back sooner, and first of all what was retired lately.
-    pub(crate) fn hurry(&mut self) {
-        self.changer.hurry();
-    }
-
     /// What other threads look up in.
     pub(crate) fn lookups(&self) -> Arc<Lookups> {
         Arc::clone(&self.lookups)

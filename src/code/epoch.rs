@@ -10,7 +10,7 @@ use std::ops::Deref;
 
 use crossbeam_epoch::{Collector, LocalHandle};
 
-use super::limbo::hurry;
+use super::limbo::{Limbo, hurry};
 use super::sync::Guard;
 
 /// See the file's head.
@@ -49,6 +49,11 @@ impl Epoch {
 impl Participant {
     pub(crate) fn pin(&mut self) -> Pinned<'_> {
         Pinned { guard: self.0.pin(), participant: PhantomData }
+    }
+
+    /// Lets what was retired go, from here on.
+    pub(crate) fn let_go<T: Send + 'static>(&mut self, limbo: &Limbo<T>) {
+        limbo.let_go(|| self.0.pin());
     }
 
     /// Lets time go on for what waits in any limbo of this epoch.

@@ -77,7 +77,7 @@ impl CodeCache {
     }
 
     /// Takes a region out of all lookups; whether it was there. The caller then asks every vCPU to come
-    /// out.
+    /// out, before anything else of the cache's is called.
     fn retire(&mut self, id: RegionId) -> bool {
         let region = self.regions.get_mut(&id).filter(|region| !region.retired);
         let Some(region) = region else { return false };
@@ -103,13 +103,14 @@ impl CodeCache {
             region.kept += 1;
         }
         self.figures.regions_retired += 1;
-        self.limbo.retire(id, &guard);
+        self.limbo.retire(id);
         true
     }
 
     /// Gives back the memory of retired regions that no vCPU can be in any more, as far as that is known.
     /// Of each page, the blocks of some regions are kept, to be adopted.
     pub(crate) fn reclaim(&mut self) {
+        self.let_go();
         // Each time costs a look at every participant, so not each time that a block is made.
         self.reclaims += 1;
         if self.reclaims.is_multiple_of(SETTLE_ONE_IN) {
@@ -139,6 +140,17 @@ impl CodeCache {
         if self.former.len() > MOST_FORMER {
             self.forget_former();
         }
+    }
+
+    /// Has memory come back sooner, and first of all what was retired lately.
+    pub(crate) fn hurry(&mut self) {
+        self.let_go();
+        self.changer.hurry();
+    }
+
+    /// Of what was retired the vCPUs know by now, or will when they look.
+    fn let_go(&mut self) {
+        self.changer.let_go(&self.limbo);
     }
 
     /// Lets go of regions that a page lay in long ago.

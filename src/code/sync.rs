@@ -7,7 +7,7 @@ mod implementation {
     pub(crate) use std::sync::atomic::{
         AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
-    pub(crate) use std::sync::{Arc, Mutex, PoisonError};
+    pub(crate) use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
     pub(crate) use std::thread::yield_now;
 
     /// A lock that is handed over now and then, so that nobody is kept from it by threads that take it

@@ -14,9 +14,8 @@ use super::hook_context::HookContext;
 use super::hooks::Span;
 use super::shared::{Running, Shared};
 use super::trace::Noted;
-use super::vcpu::{End, Handled, Vcpu};
+use super::vcpu::{End, Handled, Vcpu, Way};
 use crate::code::Pinned;
-use crate::code::sync::Arc;
 use crate::guest::GuestAddress;
 
 /// What a vCPU knows of how it came to RIP.
@@ -109,7 +108,8 @@ impl Vcpu {
         if passing != Some(pc) && breakpoint {
             return Met::Exit(Exit::Breakpoint);
         }
-        if self.hooks.due(pc, self.place, true).next().is_some() {
+        let due = self.hooks.as_ref().and_then(|hooks| hooks.due(pc, self.place, true).next());
+        if due.is_some() {
             running.release();
             if self.tell(shared, pc, true) {
                 return Met::Exit(Exit::Stopped);
@@ -135,22 +135,17 @@ impl Vcpu {
         self.pc = pc;
         self.place.forget_others(pc);
         // The block may be gone afterwards.
-        let wanted = counted || self.hooks.recorded().is_some();
+        let wanted = counted || self.recorded().is_some();
         let (left, noted) = if wanted { self.undone(running.core()) } else { Default::default() };
         running.release();
-        let stop = pinned.unpinned(|| {
-            let stop = self.tell(shared, pc, arrival);
-            running.core();
-            stop
-        });
-        // Under the lock nothing is retired without being counted: a block that is current now stays until the
-        // epoch is not pinned any more.
+        let stop = pinned.unpinned(|| self.tell(shared, pc, arrival));
+        // A block that is current now stays until the epoch is not pinned any more (see `Limbo`).
         let current = shared.gates.generation() == self.generation;
         if current && self.pc == pc && !stop && !self.trap && !self.gate.is_requested() {
             self.place.settle();
             let block = self.memory.block_mut();
             block.entry = block.exit_address;
-            return Handled::Resume;
+            return Handled::Enter(Way::Resume);
         }
         if counted {
             self.memory.block_mut().budget += i64::from(left);
@@ -180,12 +175,14 @@ impl Vcpu {
     fn tell(&mut self, shared: &Shared, pc: GuestAddress, arrival: bool) -> bool {
         let place = self.place;
         self.place.tell(pc);
-        let hooks = Arc::clone(&self.hooks);
+        let Some(hooks) = self.hooks.take() else { return false };
         let mut context = HookContext { vcpu: self, shared, stop: false };
         for closure in hooks.due(pc, place, arrival) {
             closure.with(|call| call(&mut context));
         }
-        context.stop
+        let stop = context.stop;
+        self.hooks = Some(hooks);
+        stop
     }
 
     /// Notes how control came to RIP by the instruction at `before`, the last one that was stepped.

@@ -6,7 +6,7 @@ use iced_x86::Register;
 
 use super::core::Core;
 use super::shared::Shared;
-use super::vcpu::{End, Fault, Handled, Vcpu, lost};
+use super::vcpu::{End, Fault, Handled, Vcpu, Way, lost};
 use crate::code::{CodeCache, Key, Pinned};
 use crate::guest::GuestAddress;
 use crate::translate::{ENTRY, Exit, Leave, Purpose, Recovery, Stub, X87Opcode, is_canonical};
@@ -55,7 +55,7 @@ impl Vcpu {
                 match wanted.then(|| core.find_to_jump(key, false)).flatten() {
                     Some(next) => {
                         self.memory.block_mut().entry = next;
-                        Handled::Start
+                        Handled::Enter(Way::Start)
                     }
                     None => Handled::End(End::Go),
                 }
@@ -73,8 +73,11 @@ impl Vcpu {
                     return Handled::End(End::Go);
                 };
                 core.cache.chain(host, patch, next);
+                if back {
+                    self.renew_target(target.0, next);
+                }
                 self.memory.block_mut().entry = next;
-                Handled::Start
+                Handled::Enter(Way::Start)
             }
             Leave::Indirect { .. } => {
                 let target = self.memory.block().target;
@@ -87,7 +90,7 @@ impl Vcpu {
                 }
                 let host = found.unwrap_or_else(|| core.cache.stub(Stub::Target));
                 self.resume_with(target, host);
-                Handled::Resume
+                Handled::Enter(Way::Resume)
             }
         }
     }
@@ -204,6 +207,15 @@ impl Vcpu {
         }
         *tag = target.wrapping_neg();
         block.jump_hosts[usize::from(index)] = host;
+    }
+
+    /// If the jump cache knows the target, a longer block may have come in the place of the one that it has.
+    fn renew_target(&mut self, target: u64, host: u64) {
+        let index = usize::from(target as u16);
+        let block = self.memory.block_mut();
+        if block.jump_tags[index] == target.wrapping_neg() {
+            block.jump_hosts[index] = host;
+        }
     }
 
     pub(super) fn drop_target(&mut self, target: u64) {

@@ -8,7 +8,6 @@
 
 use super::hooks::Span;
 use super::vcpu::Vcpu;
-use crate::code::sync::Arc;
 use crate::guest::GuestAddress;
 use crate::translate::{Recorded, TranslatedBlock};
 
@@ -56,9 +55,14 @@ fn span((first, last): (GuestAddress, GuestAddress)) -> Span {
 }
 
 impl Vcpu {
+    /// What is traced.
+    pub(super) fn recorded(&self) -> Option<Recorded> {
+        self.hooks.as_ref()?.recorded()
+    }
+
     /// Whether the instruction at RIP is to be in the trace once it is done.
     pub(super) fn is_traced(&self) -> bool {
-        self.hooks.recorded().is_some_and(|recorded| {
+        self.recorded().is_some_and(|recorded| {
             span(recorded.span).contains(self.pc) && !self.continues_traced(recorded)
         })
     }
@@ -72,7 +76,7 @@ impl Vcpu {
     /// The block at RIP is about to be entered.
     pub(super) fn expect_arrival(&mut self) {
         self.false_arrival = FalseArrival::default();
-        if self.hooks.recorded().is_some_and(|recorded| self.continues_traced(recorded)) {
+        if self.recorded().is_some_and(|recorded| self.continues_traced(recorded)) {
             self.false_arrival.kept = Some(self.memory.records().len());
         }
     }
@@ -115,7 +119,7 @@ impl Vcpu {
 
     /// The same of the instruction at an offset of a block's host code.
     pub(super) fn take_back_at(&mut self, translated: TranslatedBlock<'_>, offset: u32) {
-        if self.hooks.recorded().is_some() {
+        if self.recorded().is_some() {
             self.take_back(Noted::of(translated, offset));
         }
     }
@@ -127,8 +131,7 @@ impl Vcpu {
         }
         let words = self.memory.records().to_vec();
         self.memory.clear_records();
-        let hooks = Arc::clone(&self.hooks);
-        if let Some(closure) = hooks.traced() {
+        if let Some(closure) = self.hooks.as_ref().and_then(|hooks| hooks.traced()) {
             closure.with(|call| call(Traced { words: &words }));
         }
     }

@@ -15,6 +15,7 @@
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
+use crate::guest::Flag;
 use crate::translate::{Extended, Stub, at};
 
 /// Code of the prelude and what lies where in it.
@@ -29,6 +30,10 @@ pub(super) struct Prelude {
 
 /// RFLAGS of the host between guests: nothing but the bit that is always set and interrupts.
 const HOST_RFLAGS: i32 = 0x202;
+/// What else there is in RFLAGS but the status flags. Where none of it is set, POPF is dear.
+const UNUSUAL: i32 = !(HOST_RFLAGS | STATUS);
+/// CF, PF, AF, ZF, SF and OF.
+const STATUS: i32 = 0x8d5;
 
 /// Guest registers that are in the host register of their number.
 const IN_PLACE: [u8; 13] = [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13];
@@ -105,8 +110,16 @@ fn emit_enter(code: &mut Code) -> usize {
         ; mov edx, [rsp + at::COMPONENTS + 4]
         ; xrstor64 [rsp + at::XSAVE]
         ; ->loaded:
-        ; push QWORD [rsp + at::RFLAGS]
-        ; popfq
+        ; mov eax, [rsp + at::RFLAGS]
+        ; test eax, UNUSUAL
+        ; jnz ->unusual
+        // OF by a sum, the others by SAHF.
+        ; mov ecx, eax
+        ; shr ecx, Flag::OF as i8
+        ; add cl, 0x7f
+        ; mov ah, al
+        ; sahf
+        ; ->flagged:
     );
     for register in IN_PLACE {
         dynasm!(code; .arch x64; mov Rq(register), [rsp + at::gpr(register)]);
@@ -116,17 +129,22 @@ fn emit_enter(code: &mut Code) -> usize {
         ; mov r15, [rsp + at::gpr(4)]
         ; mov r14, [rsp + at::TARGET]
         ; jmp QWORD [rsp + at::ENTRY]
+        ; ->unusual:
+        ; push QWORD [rsp + at::RFLAGS]
+        ; popfq
+        ; jmp ->flagged
     );
     offset
 }
 
-/// Notes which stub it is and, if it is called, from where.
+/// Notes which stub it is and where the code was left.
 fn emit_stub(code: &mut Code, stub: Stub) -> u32 {
     let offset = code.offset().0 as u32;
     match stub {
-        // Jumped to: by a jump cache, by the signal handler.
+        // Jumped to by a jump cache, by the signal handler.
         Stub::Target | Stub::Fault => {}
-        _ => dynasm!(code; .arch x64; pop QWORD [rsp + at::EXIT_ADDRESS]),
+        _ if stub.is_called() => dynasm!(code; .arch x64; pop QWORD [rsp + at::EXIT_ADDRESS]),
+        _ => dynasm!(code; .arch x64; mov [rsp + at::EXIT_ADDRESS], r14),
     }
     dynasm!(code
         ; .arch x64
@@ -146,9 +164,13 @@ fn emit_exit(code: &mut Code) {
         ; .arch x64
         ; mov [rsp + at::gpr(4)], r15
         ; pushfq
-        ; pop QWORD [rsp + at::RFLAGS]
+        ; pop rax
+        ; mov [rsp + at::RFLAGS], rax
+        ; test eax, UNUSUAL
+        ; jz ->host_flags
         ; push HOST_RFLAGS
         ; popfq
+        ; ->host_flags:
         ; cmp BYTE [rsp + at::EXTENDED], Extended::Sse as i8
         ; jb ->saved
         ; ja ->save_all

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use super::core::Core;
 use super::exit::{Exit, vector};
 use super::shared::{Locked, Running, Shared};
-use super::vcpu::{End, Fault, Handled, Vcpu};
+use super::vcpu::{End, Fault, Handled, Vcpu, Way};
 use crate::code::Pinned;
 use crate::guest::{GuestAddress, memory_bytes};
 use crate::translate::{WordMove, is_canonical};
@@ -211,7 +211,7 @@ impl Vcpu {
             Ok(()) if current && !stop && !self.gate.is_requested() => {
                 let block = self.memory.block_mut();
                 block.entry = block.exit_address;
-                return Handled::Behind;
+                return Handled::Enter(Way::Behind);
             }
             Ok(()) if stop => (End::Exit(Exit::Stopped), left.saturating_sub(1)),
             Ok(()) => (End::Go, left.saturating_sub(1)),

@@ -54,8 +54,10 @@ pub struct Vcpu {
     pub(super) shadow: bool,
     pub(super) selectors: Selectors,
     pub(super) pkru: u32,
-    /// Entries of the jump cache that are in use …
+    /// Entries of the jump cache that are in use, …
     pub(super) filled: Vec<u16>,
+    /// … whether they lead to blocks that count their instructions, …
+    counted: bool,
     /// … and how often code was invalidated when they were known to be right, …
     pub(super) generation: u64,
     /// … and it was known whether there are breakpoints or hooks on code.
@@ -67,8 +69,8 @@ pub struct Vcpu {
     pub(super) falls_to: Option<GuestAddress>,
     /// How control came to `pc`; kept up to date where there are code or block hooks.
     pub(super) place: Place,
-    /// The hooks on code and on blocks that there were then.
-    pub(super) hooks: Arc<CodeHooks>,
+    /// The hooks on code and on blocks that there were then; nothing while they are called.
+    pub(super) hooks: Option<Arc<CodeHooks>>,
     /// Host address of the block by which the code cache was last entered.
     pub(super) first: u64,
     /// The x87 unit notes addresses of operands only of instructions with an unmasked exception.
@@ -82,13 +84,20 @@ pub struct Vcpu {
 
 /// What is to be done after the code cache was left.
 pub(super) enum Handled {
-    /// Another block is to be entered, at `block.entry`; RIP is its address.
+    /// It is entered again, at `block.entry`.
+    Enter(Way),
+    End(End),
+}
+
+/// A way into the code cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Another block begins; RIP is its address.
     Start,
-    /// The block that was left goes on at `block.entry`, behind the call, with the instruction in hand …
+    /// The block that was left goes on behind the call, with the instruction in hand …
     Resume,
     /// … or behind it: that is done, and RIP is the address behind it.
     Behind,
-    End(End),
 }
 
 /// How a piece of a run ended.
@@ -134,13 +143,14 @@ impl Vcpu {
             selectors: Selectors::default(),
             pkru: PKRU_DEFAULT,
             filled: Vec::new(),
+            counted: false,
             generation: u64::MAX,
             on_code: true,
             executed: 0,
             bytes: Vec::new(),
             falls_to: None,
             place: Place::default(),
-            hooks: Arc::default(),
+            hooks: None,
             first: 0,
             notes_exceptions_only: notes_exceptions_only(),
             retried: None,
@@ -192,6 +202,10 @@ impl Vcpu {
         budget: Option<u64>,
     ) -> Exit {
         let mut running = Running::new(shared);
+        if self.counted != budget.is_some() {
+            self.reset_jump_cache();
+            self.counted = budget.is_some();
+        }
         let mut left = budget;
         let mut passing = Some(self.pc);
         let mut step = false;
@@ -255,7 +269,7 @@ impl Vcpu {
     /// Notices that code was invalidated or that hooks have changed.
     fn catch_up(&mut self, running: &mut Running<'_>) -> io::Result<()> {
         let generation = self.shared.gates.generation();
-        if self.generation != generation {
+        if self.generation != generation || self.hooks.is_none() {
             if !self.memory.records().is_empty() {
                 running.release();
                 self.deliver();
@@ -263,9 +277,9 @@ impl Vcpu {
             self.reset_jump_cache();
             let core = running.core();
             self.on_code = core.hooks.on_code;
-            self.hooks = Arc::clone(core.hooks.on());
+            self.hooks = Some(Arc::clone(core.hooks.on()));
             self.memory.block_mut().need(core.extended);
-            if self.hooks.recorded().is_some() {
+            if self.recorded().is_some() {
                 self.memory.open_records()?;
             }
             self.generation = generation;
@@ -334,24 +348,21 @@ impl Vcpu {
         block.entry = host;
         block.budget = left.unwrap_or(0) as i64;
         self.first = host;
-        let mut entered = Handled::Start;
-        if self.on_code {
-            self.expect_arrival();
-        }
+        let mut way = Way::Start;
         let end = loop {
+            if self.on_code && way == Way::Start {
+                self.expect_arrival();
+            }
             if !self.enter(shared, running) {
-                break match entered {
-                    Handled::Resume => self.back_out(running.core(), key.counted),
-                    Handled::Behind => self.stay_behind(running.core(), key.counted),
-                    Handled::Start | Handled::End(_) => End::Go,
+                break match way {
+                    Way::Resume => self.back_out(running.core(), key.counted),
+                    Way::Behind => self.stay_behind(running.core(), key.counted),
+                    Way::Start => End::Go,
                 };
             }
-            entered = match self.handle(shared, &mut pinned, running, key.counted) {
+            match self.handle(shared, &mut pinned, running, key.counted) {
+                Handled::Enter(next) => way = next,
                 Handled::End(end) => break end,
-                entered => entered,
-            };
-            if self.on_code && matches!(entered, Handled::Start) {
-                self.expect_arrival();
             }
         };
         if let Some(left) = left {
@@ -406,7 +417,9 @@ impl Vcpu {
                 self.note_system_call();
                 Handled::End(End::Exit(Exit::SystemCall))
             }
-            Stub::Indirect if self.resolve_at_once(shared, pinned, counted) => Handled::Resume,
+            Stub::Indirect if self.resolve_at_once(shared, pinned, counted) => {
+                Handled::Enter(Way::Resume)
+            }
             _ => self.left(running.core(), counted),
         }
     }

@@ -6,7 +6,7 @@ use iced_x86::Register;
 use super::extended::Extended;
 use crate::guest::GuestAddress;
 
-/// A place that code leaves to, by a `call` whose return address tells who called.
+/// A place that code leaves to, which is told where it was left (see [`Stub::is_called`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Stub {
@@ -54,9 +54,17 @@ impl Stub {
         Self::Instruction,
         Self::Observed,
     ];
+
+    /// Whether blocks call it, which tells it where they were left. Those that blocks come to again and again are
+    /// jumped to, with that place in R14: a processor that has seen a call expects a return to it, and mispredicts
+    /// one return for it, and then all others up to whoever runs the vCPU.
+    #[must_use]
+    pub fn is_called(self) -> bool {
+        matches!(self, Self::Direct | Self::Next | Self::Changed)
+    }
 }
 
-/// What a `call` to a stub means.
+/// What leaving by a stub means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leave {
     /// The block is done and goes on at `target`; the rel32 at offset `patch` of its code may be

@@ -353,9 +353,14 @@ impl Emitter {
         }
     }
 
-    /// A `call` of a stub, which means `leave`.
+    /// Leaves by a stub, which means `leave`. Uses R14 if the stub is not called.
     pub(super) fn leave(&mut self, stub: Stub, leave: Leave) {
-        self.bytes(&[0xe8]);
+        if stub.is_called() {
+            self.bytes(&[0xe8]);
+        } else {
+            dynasm!(self.ops; .arch x64; lea r14, [rip + 5]);
+            self.bytes(&[0xe9]);
+        }
         self.relocations.push(Relocation { offset: self.offset(), stub });
         self.bytes(&[0; 4]);
         self.exits.push(Exit { offset: self.offset(), leave });

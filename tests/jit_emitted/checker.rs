@@ -166,37 +166,15 @@ impl Checker<'_> {
             self.follow(instruction);
             return true;
         }
-        self.transfer(instruction)
+        self.transfer(index, instruction)
     }
 
     /// Transfers of control.
-    fn transfer(&mut self, instruction: &Instruction) -> bool {
-        let displacement = instruction.next_ip() as u32 - 4;
+    fn transfer(&mut self, index: usize, instruction: &Instruction) -> bool {
+        if let Some(stub) = self.stub(instruction) {
+            return self.leave(index, instruction, stub);
+        }
         match instruction.flow_control() {
-            FlowControl::Call if instruction.code() == Code::Call_rel32_64 => {
-                self.figures.exits += 1;
-                let mut relocations = self.block.relocations.iter();
-                let Some(relocation) = relocations.find(|it| it.offset == displacement) else {
-                    self.complain(instruction, "a call that leads to no stub");
-                    return true;
-                };
-                match relocation.stub {
-                    Stub::Indirect => self.come_back(),
-                    Stub::Observed => {
-                        // A word may have been loaded to any register.
-                        self.state = State::new(&mut self.symbols);
-                        self.figures.observed += 1;
-                        true
-                    }
-                    Stub::Arrival | Stub::Instruction => {
-                        // Whoever was told may have changed any register.
-                        self.state = State::new(&mut self.symbols);
-                        self.figures.announcements += 1;
-                        true
-                    }
-                    _ => false,
-                }
-            }
             FlowControl::UnconditionalBranch => {
                 self.jump(instruction);
                 false
@@ -228,6 +206,52 @@ impl Checker<'_> {
         }
     }
 
+    /// The stub that an instruction leads to.
+    fn stub(&self, instruction: &Instruction) -> Option<Stub> {
+        let displacement = u32::try_from(instruction.next_ip()).ok()?.checked_sub(4)?;
+        let mut relocations = self.block.relocations.iter();
+        relocations.find(|it| it.offset == displacement).map(|relocation| relocation.stub)
+    }
+
+    /// A stub is reached; whether execution goes on behind it.
+    fn leave(&mut self, index: usize, instruction: &Instruction, stub: Stub) -> bool {
+        self.figures.exits += 1;
+        let fits = match stub.is_called() {
+            true => instruction.code() == Code::Call_rel32_64,
+            false => self.is_told_its_place(index),
+        };
+        if !fits {
+            self.complain(instruction, "a stub does not get to know where it is left to");
+        }
+        match stub {
+            Stub::Indirect => self.come_back(),
+            Stub::Observed => {
+                // A word may have been loaded to any register.
+                self.state = State::new(&mut self.symbols);
+                self.figures.observed += 1;
+                true
+            }
+            Stub::Arrival | Stub::Instruction => {
+                // Whoever was told may have changed any register.
+                self.state = State::new(&mut self.symbols);
+                self.figures.announcements += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether there is a jump to a stub, and the address behind it is in R14.
+    fn is_told_its_place(&self, index: usize) -> bool {
+        let before = index.checked_sub(1).and_then(|index| self.code.get(index));
+        let (Some(before), Some(jump)) = (before, self.code.get(index)) else { return false };
+        jump.code() == Code::Jmp_rel32_64
+            && self.stub(jump).is_some()
+            && takes_own_address(before)
+            && before.op0_register() == Register::R14
+            && before.memory_displacement64() == jump.next_ip()
+    }
+
     /// The run loop puts everything back but R14, and RCX into the first spill slot.
     fn come_back(&mut self) -> bool {
         self.state.registers[R14] = self.symbols.unknown();
@@ -252,7 +276,6 @@ impl Checker<'_> {
         self.arriving.insert(target, joined);
     }
 
-    /// Every exit is a call behind which it points, and what may be patched is a jump to that call.
     /// The block says what it needs of the registers that are loaded only where they are needed.
     fn check_extended(&mut self) {
         for instruction in &self.code {
@@ -275,12 +298,13 @@ impl Checker<'_> {
         }
     }
 
+    /// Every exit leads to a stub and points behind that, and what may be patched is a jump to its call.
     fn check_exits(&mut self) {
         let mut wrong = Vec::new();
         for exit in self.block.exits {
-            let call = self.code.iter().find(|it| it.next_ip() == u64::from(exit.offset));
-            if call.is_none_or(|call| call.code() != Code::Call_rel32_64) {
-                wrong.push((exit.offset, "an exit that is no call"));
+            let leaves = self.code.iter().find(|it| it.next_ip() == u64::from(exit.offset));
+            if leaves.is_none_or(|leaves| self.stub(leaves).is_none()) {
+                wrong.push((exit.offset, "an exit that leads to no stub"));
             }
             let Leave::Direct { patch, .. } = exit.leave else { continue };
             let jump = self.code.iter().find(|it| it.next_ip() == u64::from(patch) + 4);
@@ -356,6 +380,9 @@ impl Checker<'_> {
                 self.complain(instruction, "reads an address of the host's");
             }
         }
+        if takes_own_address(instruction) && !self.is_told_its_place(index + 1) {
+            self.complain(instruction, "takes an address of the host's code");
+        }
         let loads = self.loaded_slot(instruction).is_some_and(fields::is_host_address);
         if loads && instruction.op0_register() != Register::R14 {
             self.complain(instruction, "an address of the host's goes to a guest's register");
@@ -385,6 +412,11 @@ impl Checker<'_> {
         let load = instruction.code() == Code::Mov_r64_rm64 && is_plain_slot(instruction);
         load.then(|| instruction.memory_displacement64() as i32)
     }
+}
+
+/// `lea register, [rip + constant]`
+fn takes_own_address(instruction: &Instruction) -> bool {
+    instruction.mnemonic() == Mnemonic::Lea && instruction.is_ip_rel_memory_operand()
 }
 
 /// `[rsp + constant]`

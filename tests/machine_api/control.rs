@@ -78,6 +78,23 @@ fn budgets_are_exact() {
 }
 
 #[test]
+fn runs_with_and_without_a_budget_take_turns() {
+    let (mut guest, mut other) = (guest(busy), guest(busy));
+    let total = 1 + 300 * (11 + 202) + 1;
+    for turn in 0..3 {
+        guest.run();
+        (0..2).for_each(|_| other.run());
+        guest.vcpu.set_rip(GuestAddress(CODE));
+        // What indirect jumps have learnt leads to code that does not count, and the other way round.
+        assert_eq!(guest.vcpu.run(Some(1000)), Exit::Budget);
+        assert_eq!(guest.vcpu.executed(), turn * total + 1000);
+        assert_eq!(guest.vcpu.run(Some(total - 1000)), Exit::Halt);
+        assert_eq!(guest.vcpu.executed(), (turn + 1) * total);
+        assert!(guest.vcpu.state() == other.vcpu.state());
+    }
+}
+
+#[test]
 fn faults_are_not_taken_off_the_budget() {
     // A return to an address that is not canonical, and one to nowhere; 20 instructions before.
     for target in [0x8000_0000_0000_0000, 0x1000_u64] {

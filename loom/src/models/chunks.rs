@@ -72,7 +72,8 @@ impl Machine {
 
     fn retire(&self, chunk: usize) {
         self.current.store(NOWHERE, Ordering::Release);
-        self.limbo.retire(ChunkId(chunk as u32), &pin());
+        self.limbo.retire(ChunkId(chunk as u32));
+        self.limbo.let_go(pin);
     }
 
     /// Puts code of a version into a chunk and publishes it.

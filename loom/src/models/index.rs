@@ -112,7 +112,8 @@ fn an_invalidated_block_is_not_found() {
             let guard = pin();
             let block = index.invalidate(key(1), &guard).expect("is there");
             done.store(true, Ordering::Release);
-            limbo.retire(block, &guard);
+            limbo.retire(block);
+            limbo.let_go(pin);
         }
         hurry(pin);
         for block in limbo.returned() {

@@ -23,7 +23,8 @@ fn nothing_comes_back_under_a_guard() {
         });
         let limbo = Limbo::new();
         current.store(false, Ordering::Release);
-        limbo.retire(0_usize, &pin());
+        limbo.retire(0_usize);
+        limbo.let_go(pin);
         hurry(pin);
         for block in limbo.returned() {
             host.write(block, REUSED);
@@ -44,7 +45,8 @@ fn what_is_retired_comes_back_elsewhere() {
             let (limbo, stages) = (Arc::clone(&limbo), Arc::clone(&stages));
             move || {
                 let guard = pin();
-                limbo.retire(5_u32, &guard);
+                limbo.retire(5_u32);
+                limbo.let_go(pin);
                 limbo.settle(&guard);
                 drop(guard);
                 stages.store(1, Ordering::Release);
@@ -75,7 +77,8 @@ fn each_thing_comes_back_once() {
         let work = |thing: usize| {
             let (limbo, taken) = (Arc::clone(&limbo), Arc::clone(&taken));
             move || {
-                limbo.retire(thing, &pin());
+                limbo.retire(thing);
+                limbo.let_go(pin);
                 hurry(pin);
                 for thing in limbo.returned() {
                     taken.fetch_add(thing, Ordering::Relaxed);

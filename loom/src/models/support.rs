@@ -130,6 +130,15 @@ impl Vcpu {
         }
     }
 
+    /// In, if its code is of the generation that it is in; whether it was.
+    pub(crate) fn enters_again(&self) -> bool {
+        let current = self.gate.enter(&self.gates) == self.generation;
+        if !current {
+            self.gate.leave();
+        }
+        current
+    }
+
     pub(crate) fn generation(&self) -> u64 {
         self.generation
     }

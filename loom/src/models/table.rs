@@ -51,7 +51,8 @@ fn no_use_after_swap() {
             let guard = pin();
             old.retire();
             table.remove(PAGE, &old, &guard);
-            limbo.retire(0_usize, &guard);
+            limbo.retire(0_usize);
+            limbo.let_go(pin);
         }
         hurry(pin);
         for block in limbo.returned() {
@@ -186,10 +187,11 @@ impl Machine {
         let old = locked.region.replace(Arc::clone(&fresh)).expect("the page has a region");
         old.retire();
         for block in std::mem::take(&mut locked.blocks) {
-            self.limbo.retire(block, &guard);
+            self.limbo.retire(block);
         }
         self.table.insert(PAGE, fresh, &guard);
         self.table.remove(PAGE, &old, &guard);
+        self.limbo.let_go(pin);
     }
 
     /// The region is replaced, but its guest code did not change: its blocks go on.
@@ -212,8 +214,9 @@ impl Machine {
         old.retire();
         self.table.remove(PAGE, &old, &guard);
         for block in std::mem::take(&mut locked.blocks) {
-            self.limbo.retire(block, &guard);
+            self.limbo.retire(block);
         }
+        self.limbo.let_go(pin);
     }
 
     fn reclaim(&self) {

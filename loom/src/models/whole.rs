@@ -59,15 +59,26 @@ impl Machine {
         vcpu.gate.leave();
     }
 
+    /// Goes on in a chunk whose code has called out: under another guard, without a lookup, if nothing was
+    /// invalidated meanwhile.
+    fn go_on(&self, vcpu: &Vcpu, chunk: usize) {
+        let _guard = pin();
+        if self.gates.generation() == vcpu.generation() && vcpu.enters_again() {
+            assert_ne!(self.host.run(chunk), REUSED, "code that is gone went on");
+            vcpu.gate.leave();
+        }
+    }
+
     fn retire(&self) {
         let guard = pin();
         self.old.retire();
         self.table.remove(PAGE, &self.old, &guard);
-        self.limbo.retire(ChunkId(0), &guard);
+        self.limbo.retire(ChunkId(0));
     }
 
     /// Takes the chunk for something else, if it has come back.
     fn reuse(&self) {
+        self.limbo.let_go(pin);
         hurry(pin);
         let mut chunks = self.chunks.lock().expect("holds");
         for chunk in self.limbo.returned() {
@@ -92,6 +103,28 @@ fn code_is_reused_without_a_wait() {
             move || {
                 warm_up();
                 machine.run(&mut vcpu);
+            }
+        });
+        machine.retire();
+        machine.gates.invalidated();
+        machine.reuse();
+        runner.join().expect("runs");
+    });
+}
+
+/// I5: code that called out goes on if the generation is its own, which was counted before its memory was let go.
+/// Threads: a vCPU that its code has called out of; who invalidates and reuses.
+/// Mutants: limbo-lets-go-before-the-count.
+#[test]
+fn code_that_called_out_goes_on() {
+    explore(2, || {
+        let machine = Machine::new();
+        let vcpu = Vcpu::new(&machine.gates);
+        let runner = spawn({
+            let machine = Arc::clone(&machine);
+            move || {
+                warm_up();
+                machine.go_on(&vcpu, 0);
             }
         });
         machine.retire();
