@@ -14,7 +14,8 @@ use tregion::generate::choices;
 use tregion::oracle::compare::compare;
 use tregion::properties::Target;
 
-const ALL: [Hooked; 4] = [Hooked::Nothing, Hooked::Memory, Hooked::Code, Hooked::Blocks];
+const ALL: [Hooked; 5] =
+    [Hooked::Nothing, Hooked::Memory, Hooked::Code, Hooked::Blocks, Hooked::Turns];
 /// Random programs of each kind for each of them.
 const PROGRAMS: u64 = 300;
 

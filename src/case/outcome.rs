@@ -73,6 +73,8 @@ pub enum Loss {
     Hung,
     /// The guest wrote over the engine's own memory.
     Overwritten,
+    /// The engine executed more instructions than its budget.
+    Overran,
 }
 
 impl fmt::Display for Loss {
@@ -82,6 +84,7 @@ impl fmt::Display for Loss {
             Self::Exited { status } => write!(formatter, "engine exited with status {status}"),
             Self::Hung => formatter.write_str("engine hung"),
             Self::Overwritten => formatter.write_str("engine overwritten by the guest"),
+            Self::Overran => formatter.write_str("engine overran its budget"),
         }
     }
 }

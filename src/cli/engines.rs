@@ -35,13 +35,14 @@ const OTHERS: &str = if cfg!(feature = "unicorn") {
 const UNFILTERED: &str = "unicorn:unfiltered";
 
 /// The JIT's names, and what is hooked in each.
-const JITS: [(&str, Hooked); 6] = [
+const JITS: [(&str, Hooked); 7] = [
     ("jit", Hooked::Nothing),
     ("jit:memory-hooks", Hooked::Memory),
     ("jit:code-hooks", Hooked::Code),
     ("jit:block-hooks", Hooked::Blocks),
     ("jit:code-trace", Hooked::TracedCode),
     ("jit:block-trace", Hooked::TracedBlocks),
+    ("jit:turns", Hooked::Turns),
 ];
 
 /// What is hooked in the JIT of this name, if it is one.

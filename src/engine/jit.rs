@@ -7,11 +7,12 @@
 use std::time::Duration;
 
 use super::case_memory::CaseMemory;
+use super::turns::Turns;
 use super::watchdog::{self, Watchdog};
 use super::{Capabilities, Engine, Unsupported, Visible};
-use crate::case::{Action, Case, ExceptionVector, MapModel, Mapping, Outcome, Stop, Trigger};
+use crate::case::{Action, Case, ExceptionVector, Loss, MapModel, Mapping, Outcome, Stop, Trigger};
 use crate::exec::{Exit, Figures, Kick, Machine, MachineError, TraceOf, Vcpu};
-use crate::guest::{State, Xstate};
+use crate::guest::{GuestAddress, State, Xstate};
 use crate::memory::{Backing, MapError};
 
 /// Processor time that one leg may take, unless another is set.
@@ -37,8 +38,10 @@ pub enum Hooked {
     Blocks,
     /// … or each instruction is traced, …
     TracedCode,
-    /// … or each arrival.
+    /// … or each arrival, …
     TracedBlocks,
+    /// … or each instruction is hooked, to end runs without a budget, which take turns with such that have one.
+    Turns,
 }
 
 /// See the file's head.
@@ -65,6 +68,7 @@ pub struct Jit {
 struct Room {
     machine: Machine,
     vcpu: Vcpu,
+    turns: Option<Turns>,
     /// The mapping and its object's place in the memfd.
     present: Vec<Present>,
     /// When it was used last.
@@ -75,7 +79,7 @@ impl Room {
     fn new(window_bits: u32, hooked: Hooked) -> Result<Self, MachineError> {
         let machine = Machine::new(window_bits)?;
         let hook = match hooked {
-            Hooked::Nothing => None,
+            Hooked::Nothing | Hooked::Turns => None,
             Hooked::Memory => Some(machine.hook_memory(.., |_| {})),
             Hooked::Code => Some(machine.hook_code(.., |_| {})),
             Hooked::Blocks => Some(machine.hook_blocks(.., |_| {})),
@@ -83,8 +87,10 @@ impl Room {
             Hooked::TracedBlocks => Some(machine.trace(TraceOf::Blocks, .., |_| {})),
         };
         hook.transpose().expect("a range of all, nothing is mapped, and no other trace");
+        let turns = (hooked == Hooked::Turns).then(|| Turns::new(&machine));
+        let turns = turns.transpose().expect("a range of all");
         let vcpu = machine.vcpu()?;
-        Ok(Self { machine, vcpu, present: Vec::new(), used: 0 })
+        Ok(Self { machine, vcpu, turns, present: Vec::new(), used: 0 })
     }
 }
 
@@ -218,6 +224,7 @@ impl Jit {
         self.room().machine.flush();
         self.map_what_is_wanted(wanted)?;
         self.room_mut().vcpu.set_state(&case.state);
+        self.room_mut().turns.iter_mut().for_each(Turns::begin);
         let mut run = Run { case, map, events_applied: 0, executed: 0 };
         self.progress.iter_mut().for_each(Vec::clear);
         self.note_figures();
@@ -327,14 +334,12 @@ impl Jit {
         if let Some(address) = breakpoint {
             self.room().machine.set_breakpoint(address);
         }
-        let before = self.room().vcpu.executed();
         self.watchdog.begin(&self.room().vcpu.kick());
-        let exit = self.run_to_end(budget);
+        let (exit, done) = self.run_to_end(budget, breakpoint);
         let run_away = self.watchdog.end();
         if let Some(address) = breakpoint {
             self.room().machine.clear_breakpoint(address);
         }
-        let done = self.room().vcpu.executed() - before;
         run.executed += done;
         if run_away {
             return Ok(LegEnd::Stop(Stop::TimeLimit));
@@ -342,14 +347,24 @@ impl Jit {
         self.interpret(exit, trigger, wanted == Some(done))
     }
 
-    /// Runs on after requests to leave that come from an event.
-    fn run_to_end(&mut self, budget: Option<u64>) -> Exit {
-        let start = self.room().vcpu.executed();
+    /// Runs on after requests to leave that come from an event. Gives how many instructions were executed too, if
+    /// that is counted.
+    fn run_to_end(&mut self, budget: Option<u64>, breakpoint: Option<GuestAddress>) -> (Exit, u64) {
+        let mut executed = 0;
         loop {
-            let left = budget.map(|budget| budget - (self.room().vcpu.executed() - start));
-            match self.room_mut().vcpu.run(left) {
+            let left = budget.map(|budget| budget - executed);
+            let Room { vcpu, turns, .. } = self.room_mut();
+            let (exit, done) = match turns {
+                Some(turns) => turns.run(vcpu, left, breakpoint),
+                None => {
+                    let before = vcpu.executed();
+                    (vcpu.run(left), vcpu.executed() - before)
+                }
+            };
+            executed += done;
+            match exit {
                 Exit::Requested if !self.watchdog.fired() => {}
-                exit => return exit,
+                exit => return (exit, executed),
             }
         }
     }
@@ -380,7 +395,7 @@ impl Jit {
             Exit::Exception { vector, error, address } => {
                 Stop::Exception { vector: ExceptionVector(vector), error: Some(error), address }
             }
-            Exit::Stopped => unreachable!("a case has no hooks"),
+            Exit::Stopped => Stop::Lost(Loss::Overran),
             Exit::Requested => Stop::TimeLimit,
             Exit::Unsupported { what } => return Err(Failed(Unsupported::new(what))),
             Exit::Host { what } => return Err(Failed(Unsupported::new(what))),

@@ -10,6 +10,7 @@ pub mod isolated;
 pub mod jit;
 pub mod sabotaged;
 pub mod silicon;
+mod turns;
 #[cfg(feature = "unicorn")]
 pub mod unicorn;
 mod watchdog;

@@ -9,7 +9,9 @@ use super::shared::Shared;
 use super::vcpu::{End, Fault, Handled, Vcpu, Way, lost};
 use crate::code::{CodeCache, Key, Pinned};
 use crate::guest::GuestAddress;
-use crate::translate::{ENTRY, Exit, Leave, Purpose, Recovery, Stub, X87Opcode, is_canonical};
+use crate::translate::{
+    ENTRY, Exit, Leave, Purpose, Recovery, Stub, TranslatedBlock, X87Opcode, is_canonical,
+};
 
 impl Vcpu {
     /// Interprets a call of a stub.
@@ -23,7 +25,6 @@ impl Vcpu {
         let Some(exit) = translated.exit(located.offset + 1).copied() else {
             return Handled::End(End::Exit(lost("a way out of a block is not known")));
         };
-        let done = translated.side_entry(exit.offset - 1).map_or(0, |entry| entry.index);
         match exit.leave {
             Leave::Next { target } => {
                 self.pc = target;
@@ -31,8 +32,7 @@ impl Vcpu {
                 Handled::End(End::Go)
             }
             Leave::Assist { at } => {
-                let left = translated.instructions - done;
-                self.leave_within(at, (pc, done), left, counted);
+                self.leave_within(at, (pc, translated), exit.offset - 1, counted);
                 Handled::End(End::Step)
             }
             Leave::Announce { .. } | Leave::Observed { .. } => {
@@ -119,40 +119,36 @@ impl Vcpu {
         // A block that just goes on elsewhere has nothing left to do.
         let entry = translated.side_entry(offset - 1);
         let own = entry.filter(|entry| branch == pc.wrapping_add(u64::from(entry.guest)));
-        match own.map(|entry| entry.index) {
-            Some(done) => {
-                let left = translated.instructions - done;
-                self.leave_within(branch, (pc, done), left, counted);
-                self.take_back_at(translated, offset - 1);
-                if translated.is_announced(branch, offset) {
-                    self.place.tell(branch);
-                }
-            }
-            None => {
-                self.pc = branch;
-                self.place.elsewhere();
-            }
+        if own.is_some() {
+            self.leave_within(branch, (pc, translated), offset - 1, counted);
+        } else {
+            self.pc = branch;
+            self.place.elsewhere();
         }
         End::Step
     }
 
-    /// Leaves a block before its instruction at `at`, which `within` tells: the block's address and
-    /// how many of its instructions are done. `left` of those that it took off the budget are not.
+    /// Leaves a block, which begins at the address beside it, at an offset of its code, where the instruction at `at`
+    /// is not done.
     fn leave_within(
         &mut self,
         at: GuestAddress,
-        within: (GuestAddress, u16),
-        left: u16,
+        (pc, block): (GuestAddress, TranslatedBlock<'_>),
+        offset: u32,
         counted: bool,
     ) {
+        let done = block.side_entry(offset).map_or(0, |entry| entry.index);
         self.pc = at;
         // Before the first instruction nothing has changed.
-        let (block, done) = within;
         if done > 0 {
-            self.place.inside(at, block);
+            self.place.inside(at, pc);
         }
         if counted {
-            self.memory.block_mut().budget += i64::from(left);
+            self.memory.block_mut().budget += i64::from(block.instructions - done);
+        }
+        self.take_back_at(block, offset);
+        if block.is_announced(at, offset + 1) {
+            self.place.tell(at);
         }
     }
 

@@ -67,6 +67,33 @@ fn a_trace_has_each_instruction_once() {
     }
 }
 
+/// POPF that sets TF is left to the run loop in its middle.
+#[test]
+fn what_is_left_in_its_middle_is_told_once() {
+    const TF: i32 = 1 << 8;
+    let mut guest = guest(|a| {
+        (0..9).for_each(|_| a.nop().unwrap());
+        a.push(TF).unwrap();
+        a.popfq().unwrap();
+        a.nop().unwrap();
+        a.hlt().unwrap();
+    });
+    let traced = instructions(&guest);
+    let (called, noted) = (Notes::new(), Notes::new());
+    let note = called.clone();
+    guest.machine.hook_code(.., move |context| note.note(context.rip().0 - CODE)).unwrap();
+    let note = noted.clone();
+    guest.machine.hook_blocks(.., move |context| note.note(context.rip().0 - CODE)).unwrap();
+    let expected: Vec<u64> = (0..=9).chain([14, 15]).collect();
+    for budget in [None, Some(100)] {
+        guest.vcpu.set_rip(GuestAddress(CODE));
+        assert!(matches!(guest.vcpu.run(budget), Exit::Exception { vector: 1, .. }));
+        assert_eq!((called.take(), traced.take()), (expected.clone(), expected.clone()));
+        assert_eq!(noted.take(), [0]);
+        guest.vcpu.set_rflags(guest.vcpu.rflags() & !(TF as u64));
+    }
+}
+
 #[test]
 fn a_trace_of_blocks_has_each_arrival_once() {
     let mut guest = counter(3);
