@@ -51,16 +51,31 @@ struct Sum {
     center: i64,
 }
 
+/// A number for some of the registers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Facts {
+    /// Of which there is one.
+    of: u16,
+    values: [i64; 16],
+}
+
 /// See the file's head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Known {
     /// How far constants have moved each register that was small.
-    small: [Option<i64>; 16],
+    small: Facts,
     /// The center of each register that is near by itself.
-    near: [Option<i64>; 16],
+    near: Facts,
     sums: [Option<Sum>; SUMS],
     /// The sum to be forgotten for the next.
     oldest: u8,
+}
+
+impl Sum {
+    /// By a bit each.
+    fn registers(self) -> u16 {
+        self.base.map_or(0, |base| 1 << base) | 1 << self.index.0
+    }
 }
 
 impl Address {
@@ -80,6 +95,35 @@ impl Address {
         }
     }
 }
+
+impl Facts {
+    fn get(&self, register: u8) -> Option<i64> {
+        (self.of >> register & 1 != 0).then(|| self.values[usize::from(register)])
+    }
+
+    fn set(&mut self, register: u8, value: Option<i64>) {
+        self.of &= !(1 << register);
+        if let Some(value) = value {
+            self.of |= 1 << register;
+            self.values[usize::from(register)] = value;
+        }
+    }
+
+    /// What `others` have too.
+    fn kept_by(&self, others: &Self) -> Self {
+        let differ = |register: &u8| self.get(*register) != others.get(*register);
+        let lost = (0..16).filter(differ).fold(0, |mask, register| mask | 1 << register);
+        Self { of: self.of & !lost, ..*self }
+    }
+}
+
+impl PartialEq for Facts {
+    fn eq(&self, other: &Self) -> bool {
+        (0..16).all(|register| self.get(register) == other.get(register))
+    }
+}
+
+impl Eq for Facts {}
 
 impl Known {
     /// What has to be probed before an access to `address`.
@@ -112,11 +156,11 @@ impl Known {
     }
 
     fn is_small(&self, register: u8) -> bool {
-        self.small[usize::from(register)].is_some()
+        self.small.get(register).is_some()
     }
 
     fn is_near(&self, register: u8, displacement: i64) -> bool {
-        self.near[usize::from(register)].is_some_and(|center| is_at(center, displacement))
+        self.near.get(register).is_some_and(|center| is_at(center, displacement))
     }
 
     fn is_near_sum(&self, base: Option<u8>, index: (u8, u8), displacement: i64) -> bool {
@@ -130,7 +174,7 @@ impl Known {
     pub(super) fn note(&mut self, address: Address) {
         let Address { base, index, displacement: center } = address.ordered();
         match (base, index) {
-            (Some(base), None) => self.near[usize::from(base)] = Some(center),
+            (Some(base), None) => self.near.set(base, Some(center)),
             (base, Some(index)) => self.note_sum(Sum { base, index, center }),
             (None, None) => {}
         }
@@ -150,23 +194,19 @@ impl Known {
 
     /// `register` was given a value of which nothing is known.
     pub(super) fn forget(&mut self, register: u8) {
-        self.small[usize::from(register)] = None;
-        self.near[usize::from(register)] = None;
-        self.forget_sums(register);
-    }
-
-    fn forget_sums(&mut self, register: u8) {
-        for sum in &mut self.sums {
-            if sum.is_some_and(|sum| sum.base == Some(register) || sum.index.0 == register) {
-                *sum = None;
-            }
-        }
+        self.forget_all(1 << register);
     }
 
     pub(super) fn forget_all(&mut self, registers: u16) {
-        for register in 0..16 {
-            if registers >> register & 1 != 0 {
-                self.forget(register);
+        self.small.of &= !registers;
+        self.near.of &= !registers;
+        self.forget_sums(registers);
+    }
+
+    fn forget_sums(&mut self, registers: u16) {
+        for sum in &mut self.sums {
+            if sum.is_some_and(|sum| sum.registers() & registers != 0) {
+                *sum = None;
             }
         }
     }
@@ -174,16 +214,16 @@ impl Known {
     /// `register` was given a small value.
     pub(super) fn note_small(&mut self, register: u8) {
         self.forget(register);
-        self.small[usize::from(register)] = Some(0);
+        self.small.set(register, Some(0));
     }
 
     /// `to` was given the value of `from` and `distance`.
     pub(super) fn moved(&mut self, to: u8, from: u8, distance: i64) {
-        let small = self.small[usize::from(from)].map(|moved| moved + distance);
-        self.small[usize::from(to)] = small.filter(|moved| moved.abs() <= MOST_MOVED);
-        self.near[usize::from(to)] = self.near[usize::from(from)].map(|center| center - distance);
+        let small = self.small.get(from).map(|moved| moved + distance);
+        self.small.set(to, small.filter(|moved| moved.abs() <= MOST_MOVED));
+        self.near.set(to, self.near.get(from).map(|center| center - distance));
         if to != from {
-            return self.forget_sums(to);
+            return self.forget_sums(1 << to);
         }
         for sum in self.sums.iter_mut().flatten() {
             if sum.base == Some(to) {
@@ -197,12 +237,9 @@ impl Known {
 
     /// What of this is still true after code that leaves `after` true.
     pub(super) fn kept_by(&self, after: &Self) -> Self {
-        let kept = |facts: &[Option<i64>; 16], others: &[Option<i64>; 16]| {
-            std::array::from_fn(|place| facts[place].filter(|_| others[place] == facts[place]))
-        };
         Self {
-            small: kept(&self.small, &after.small),
-            near: kept(&self.near, &after.near),
+            small: self.small.kept_by(&after.small),
+            near: self.near.kept_by(&after.near),
             sums: self.sums.map(|sum| sum.filter(|sum| after.sums.contains(&Some(*sum)))),
             oldest: self.oldest,
         }

@@ -91,6 +91,8 @@ pub struct Translator {
     writes: Vec<Option<Writes>>,
     /// By opcode, without and with a memory operand: whether it stores, once that is known.
     stores: Vec<Option<bool>>,
+    /// By opcode: whether it always accesses its memory operand, once that is known.
+    accesses: Vec<Option<bool>>,
     known: Known,
     /// Where in the slot the memory operand is, when it is not in the window.
     slot: Option<u32>,
@@ -144,6 +146,7 @@ impl Translator {
             information: InstructionInfoFactory::new(),
             writes: vec![None; Code::values().len()],
             stores: vec![None; 2 * Code::values().len()],
+            accesses: vec![None; Code::values().len()],
             known: Known::default(),
             slot: None,
             emitter: Emitter::default(),

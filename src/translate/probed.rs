@@ -37,23 +37,10 @@ impl Translator {
     /// may be masked out, and an x87 store with an unmasked exception does nothing and does not fault
     /// either. So only instructions that cannot but access their operand count.
     pub(super) fn note_access(&mut self, instruction: &Instruction) {
-        use CpuidFeature as F;
-        use iced_x86::Mnemonic as M;
-        let masked = matches!(
-            instruction.mnemonic(),
-            M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq
-        );
-        let certain = instruction.cpuid_features().iter().all(|feature| {
-            matches!(
-                feature,
-                F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64
-            ) || matches!(feature, F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2)
-                || matches!(feature, F::AVX | F::AVX2 | F::FMA | F::AVX512F | F::AVX512VL)
-        });
-        if masked || !certain || instruction.has_op_mask() || instruction.is_vsib() {
-            return;
-        }
-        if let Some(address) = address_of(instruction) {
+        let Some(address) = address_of(instruction) else { return };
+        let opcode = &mut self.accesses[instruction.code() as usize];
+        let accesses = *opcode.get_or_insert_with(|| accesses(instruction));
+        if accesses && !instruction.has_op_mask() && !instruction.is_vsib() {
             self.known.note(address);
         }
     }
@@ -135,14 +122,38 @@ impl Translator {
     }
 }
 
+/// Whether an opcode cannot but access its memory operand, where it has no mask that leaves it out.
+fn accesses(instruction: &Instruction) -> bool {
+    use CpuidFeature as F;
+    use Mnemonic as M;
+    let masked = matches!(
+        instruction.mnemonic(),
+        M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq
+    );
+    let certain = instruction.cpuid_features().iter().all(|feature| {
+        matches!(
+            feature,
+            F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64
+        ) || matches!(feature, F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2)
+            || matches!(feature, F::AVX | F::AVX2 | F::FMA | F::AVX512F | F::AVX512VL)
+    });
+    certain && !masked
+}
+
 /// The general-purpose registers among these operands, which are written.
-fn written_registers(instruction: &Instruction, operands: u8) -> u16 {
-    (0..instruction.op_count())
-        .filter(|operand| operands >> operand & 1 != 0)
-        .filter(|&operand| instruction.op_kind(operand) == OpKind::Register)
-        .map(|operand| instruction.op_register(operand))
-        .filter(|register| register.is_gpr())
-        .fold(0, |mask, register| mask | 1 << number(register))
+fn written_registers(instruction: &Instruction, mut operands: u8) -> u16 {
+    let mut registers = 0;
+    while operands != 0 {
+        let operand = operands.trailing_zeros();
+        operands &= operands - 1;
+        if instruction.op_kind(operand) == OpKind::Register
+            && let register = instruction.op_register(operand)
+            && register.is_gpr()
+        {
+            registers |= 1 << number(register);
+        }
+    }
+    registers
 }
 
 /// A register that no opcode writes without naming it, for each register.
@@ -151,13 +162,13 @@ const OTHER_REGISTERS: Homes = [9; 16];
 /// The address of a memory operand in 64-bit registers, without a segment's base. What vectors add to
 /// it is left out.
 pub(super) fn address_of(instruction: &Instruction) -> Option<Address> {
-    let based = matches!(instruction.memory_segment(), Register::FS | Register::GS);
-    if !has_memory(instruction) || based || instruction.is_ip_rel_memory_operand() {
-        return None;
-    }
+    // Which only memory operands have.
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
     let wide = |register: Register| register.is_gpr64().then(|| number(register));
     if !base.is_gpr64() && !index.is_gpr64() {
+        return None;
+    }
+    if matches!(instruction.memory_segment(), Register::FS | Register::GS) {
         return None;
     }
     Some(Address {
