@@ -13,7 +13,7 @@ use tregion::engine::Engine;
 use tregion::engine::jit::Jit;
 use tregion::engine::silicon::Silicon;
 use tregion::generate::Generator;
-use tregion::guest::HostFeatures;
+use tregion::guest::{GuestAddress, HostFeatures, Vendor};
 use tregion::oracle::compare::compare;
 use tregion::oracle::judge::{EngineVerdict, judge_one};
 
@@ -101,13 +101,95 @@ fn evex() {
     );
 }
 
+/// With so many prefixes that some are longer than 15 bytes, which the processor says before anything else, of what is
+/// no instruction too. How long that is, nobody has measured on Intel's.
+#[test]
+fn too_long() {
+    if Vendor::of_this_host() != Vendor::Amd {
+        return;
+    }
+    let operands: [&[u8]; 5] =
+        [&[0x07], &[0xc7], &[0x44, 0x27, 0x01], &[0x05, 0, 0, 0, 0], &[0x87, 0, 0, 0, 0]];
+    let bytes = iproduct!(HEADS, 0..=255, operands, 0..=14);
+    agree(
+        31,
+        bytes.map(|(head, opcode, operand, prefixes)| {
+            [&[0x36].repeat(prefixes), head, &[opcode], operand].concat()
+        }),
+    );
+}
+
+/// At the end of the last page that can be executed, so that some are cut off: a page fault, if what is no instruction
+/// is that long.
+#[test]
+fn cut_off() {
+    if Vendor::of_this_host() != Vendor::Amd {
+        return;
+    }
+    let operands: [&[u8]; 2] = [&[0xc7, 0, 0, 0, 0, 0, 0, 0], &[0x44, 0x27, 0x01, 0, 0, 0, 0, 0]];
+    let bytes = iproduct!(HEADS, 0..=255, operands, 0..=7_usize);
+    let bytes = bytes.map(|(head, opcode, operand, most)| {
+        [head, &[opcode], &operand[..most.min(operand.len())]].concat()
+    });
+    agree_at(7, bytes, |generator, encoding| {
+        let case = generator.literal(&[encoding, &BEHIND].concat());
+        // Others are refused.
+        let kept = case.initial_bytes(GuestAddress(case.state.rip))?.starts_with(encoding);
+        kept.then(|| moved_to_the_end(case, encoding))
+    });
+}
+
+/// The case with its program at the end of its code.
+fn moved_to_the_end(mut case: Case, program: &[u8]) -> Case {
+    let code = case.mappings.iter().find(|mapping| mapping.permissions.execute()).unwrap();
+    let contents = &mut case.objects[code.object.0].contents;
+    contents.fill(0x90);
+    let start = contents.len() - program.len();
+    contents[start..].copy_from_slice(program);
+    case.state.rip = code.range.start().0 + start as u64;
+    case
+}
+
+/// What opcodes come behind.
+const HEADS: [&[u8]; 18] = [
+    &[],
+    &[0x48],
+    &[0x0f],
+    &[0x0f, 0x38],
+    &[0x0f, 0x3a],
+    &[0xc5, 0x78],
+    &[0xc4, 0xe1, 0x78],
+    &[0xc4, 0xe2, 0x79],
+    &[0xc4, 0xe3, 0x79],
+    &[0x62, 0xf1, 0x7c, 0x48],
+    &[0x62, 0xf3, 0x7d, 0x48],
+    &[0x8f, 0xe8, 0x78],
+    &[0x8f, 0x49, 0x78],
+    &[0x8f, 0xea, 0x78],
+    &[0x8f, 0xe3, 0x78],
+    &[0x48, 0x8f, 0xe9, 0x78],
+    &[0x66, 0x8f, 0xea, 0x78],
+    &[0x48, 0xc4, 0xe1, 0x78],
+];
+
 fn with_reg(operand: &[u8], reg: u8) -> Vec<u8> {
     [&[operand[0] | reg << 3][..], &operand[1..]].concat()
 }
 
-/// Tries one encoding in `stride`, which should not divide how many an opcode has. One call at a time, since there is
-/// room for one big window.
+/// Tries one encoding in `stride`, which should not divide how many an opcode has.
 fn agree(stride: usize, encodings: impl Iterator<Item = Vec<u8>>) {
+    agree_at(stride, encodings, |generator, encoding| {
+        Some(generator.literal(&[encoding, &BEHIND].concat()))
+    });
+}
+
+/// The same of encodings in cases that `place` makes, if it does. One call at a time, since there is room for one big
+/// window.
+fn agree_at(
+    stride: usize,
+    encodings: impl Iterator<Item = Vec<u8>>,
+    place: impl Fn(&Generator, &[u8]) -> Option<Case>,
+) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let wanted = std::env::var("TREGION_ENCODINGS").ok();
@@ -118,7 +200,7 @@ fn agree(stride: usize, encodings: impl Iterator<Item = Vec<u8>>) {
     let visible = silicon.capabilities().visible.common(jit.capabilities().visible);
     let (mut tried, mut unsupported, mut different) = (0, 0, Vec::new());
     for encoding in encodings.step_by(stride) {
-        let case = generator.literal(&[&encoding, &BEHIND[..]].concat());
+        let Some(case) = place(&generator, &encoding) else { continue };
         let (Ok(right), Ok(other)) = (silicon.run(&case), jit.run(&case)) else {
             unsupported += 1;
             continue;

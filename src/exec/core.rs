@@ -17,7 +17,7 @@ use super::vcpu_memory::{Door, PollCell};
 use crate::code::gate::Gates;
 use crate::code::sync::Arc;
 use crate::code::{Arena, CHUNK_BYTES, CodeCache, Figures, Full, Key, RegionId, Source, Wanted};
-use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE};
+use crate::guest::{GuestAddress, GuestRange, HostFeatures, PAGE_SIZE, Permissions};
 use crate::memory::{AccessError, AddressSpace, PageId};
 use crate::translate::{Extended, Leave, PatchedList, Request, Stub, Translator, patched};
 
@@ -152,7 +152,7 @@ impl Core {
         // What only the run loop may pass is as good as not there.
         let most = usize::try_from(self.hooks.room(key.pc)).unwrap_or(usize::MAX).min(MOST_SOURCE);
         let in_page = (PAGE_SIZE - key.pc.0 % PAGE_SIZE) as usize;
-        let writable = self.memory.find(key.pc).is_some_and(|mapping| mapping.permissions.write());
+        let writable = self.memory.permissions_at(key.pc).is_some_and(Permissions::write);
         let next = self.memory.page_at(key.pc.wrapping_add(in_page as u64));
         let next = next.filter(|_| most > in_page);
         let mut pages = SmallVec::<[PageId; 2]>::from_slice(&[own]);

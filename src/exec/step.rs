@@ -11,7 +11,7 @@ use iced_x86::{Code, DecoderError, FlowControl, Instruction, Register};
 use super::access::{Access, page_fault};
 use super::core::Core;
 use super::exit::{Exit, vector};
-use super::length::{MOST_BYTES, length};
+use super::length::{Extent, MOST_BYTES};
 use super::shared::Locked;
 use super::vcpu::{ENTRIES_UNTIL_A_LOOK, End, Fault, Stepped, Vcpu, lost};
 use crate::guest::{Flag, GuestAddress, PAGE_SIZE, decoder, memory_bytes, with_ignored_bits};
@@ -65,21 +65,24 @@ impl Vcpu {
         }
         self.bytes.clear();
         core.memory.fetch(self.pc, MOST_BYTES, &mut self.bytes);
+        let available = self.bytes.len();
         let mut decoding = decoder(&self.bytes, self.pc.0);
         let instruction = decoding.decode();
-        if decoding.last_error() == DecoderError::NoMoreBytes && self.bytes.len() < MOST_BYTES {
-            let missing = self.pc.wrapping_add(self.bytes.len() as u64);
-            return Err(page_fault(core, missing, Access::Fetch));
-        }
+        let truncated = decoding.last_error() == DecoderError::NoMoreBytes;
         if instruction.is_invalid()
+            && !(truncated && available < MOST_BYTES)
             && let Some((known, bytes)) = with_ignored_bits(&self.bytes, self.pc.0)
         {
             self.bytes = bytes;
             return Ok(known);
         }
-        let full = self.bytes.len() == MOST_BYTES;
-        if full && instruction.is_invalid() && length(&self.bytes) > MOST_BYTES {
-            return Err(Exit::general_protection());
+        match Extent::of(&self.bytes, &instruction, truncated) {
+            Extent::Known => {}
+            Extent::Beyond if available < MOST_BYTES => {
+                let missing = self.pc.wrapping_add(available as u64);
+                return Err(page_fault(core, missing, Access::Fetch));
+            }
+            Extent::Beyond => return Err(Exit::general_protection()),
         }
         self.bytes.truncate(instruction.len());
         Ok(instruction)
