@@ -1,6 +1,9 @@
 //! Conditions of rows: over how runs stopped, over one difference, and over the state before it.
 
-use iced_x86::{Instruction, InstructionInfoFactory, OpAccess, OpKind};
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
+    OpKind,
+};
 
 use super::super::compare::{Component, ComponentClass, Difference, Value};
 use super::super::localise::{Culprit, Divergence};
@@ -34,6 +37,12 @@ pub(super) fn only_right_is_invalid(stops: Stops) -> bool {
 /// Silicon refuses what the other side executes.
 pub(super) fn only_left_is_invalid(stops: Stops) -> bool {
     raised(stops.0, ExceptionVector::UD) && !raised(stops.1, ExceptionVector::UD)
+}
+
+/// Silicon says of an undefined instruction that it is too long, where the other side executes it.
+pub(super) fn only_left_is_too_long(stops: Stops) -> bool {
+    let refused = |stop| raised(stop, ExceptionVector::GP) || raised(stop, ExceptionVector::UD);
+    raised(stops.0, ExceptionVector::GP) && !refused(stops.1)
 }
 
 /// Both say that the opcode is invalid.
@@ -132,6 +141,20 @@ pub(super) fn has_prefix(divergence: &Divergence, wanted: u8) -> bool {
         .iter()
         .take_while(|byte| PREFIXES.contains(byte))
         .any(|&byte| byte == wanted)
+}
+
+/// Whether BT, BTS, BTR or BTC of a register, with LOCK, comes behind the culprit before control goes elsewhere.
+pub(super) fn leads_to_locked_bit(divergence: &Divergence) -> bool {
+    use Mnemonic as M;
+    let decoder = Decoder::new(64, code_of(divergence), DecoderOptions::NO_INVALID_CHECK);
+    let mut straight = decoder.into_iter().take_while(|instruction| {
+        !instruction.is_invalid() && instruction.flow_control() == FlowControl::Next
+    });
+    straight.any(|instruction| {
+        instruction.has_lock_prefix()
+            && matches!(instruction.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
+            && instruction.op0_kind() == OpKind::Register
+    })
 }
 
 /// Whether the culprit's encoding has this byte behind its legacy prefixes but 66, F0, F2 and F3.

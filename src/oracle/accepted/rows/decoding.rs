@@ -7,8 +7,8 @@ use super::super::Pattern::{Mnemonics, Where};
 use super::super::accesses::some_access;
 use super::super::conditions::{
     X87_TOP, both_complete, both_invalid, class, culprit, has_prefix, is_flag, is_register,
-    is_register_or_flag, is_vector, is_x87_status, only_left_is_invalid, only_right_is_invalid,
-    only_right_page_faults, raised, starts_with,
+    is_register_or_flag, is_vector, is_x87_status, leads_to_locked_bit, only_left_is_invalid,
+    only_left_is_too_long, only_right_is_invalid, only_right_page_faults, raised, starts_with,
 };
 use super::super::instructions::{
     has_memory, is_branch_with_idle_prefix, is_legacy_sse,
@@ -178,11 +178,19 @@ pub(super) const ROWS: &[Accepted] = &[
             "LOCK before BT, BTS, BTR or BTC of a register ends the whole process by an assertion",
             FOUND,
         ),
+    unicorn("lock-aborts-ahead", Where(|_| true))
+        .stops(|stops| matches!(stops.1, Stop::Lost(Loss::Killed { .. })))
+        .when(|divergence, _| leads_to_locked_bit(divergence))
+        .loses()
+        .because(
+            "the same ends the process when it is translated, together with what comes before it",
+            FOUND,
+        ),
     unicorn("invalid-is-executed", Where(|instruction| instruction.is_invalid()))
-        .stops(only_left_is_invalid)
+        .stops(|stops| only_left_is_invalid(stops) || only_left_is_too_long(stops))
         .when(|divergence, _| !has_prefix(divergence, 0xf0))
         .because(
-            "encodings that silicon refuses are executed",
+            "encodings that silicon refuses, by #GP if they have more than 15 bytes, are executed",
             "Intel SDM volume 2D, appendix A: opcode maps",
         ),
     unicorn("invalid-enters-mmx", Where(|instruction| instruction.is_invalid()))

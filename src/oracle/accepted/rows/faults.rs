@@ -10,7 +10,9 @@ use super::super::conditions::{
     meets_non_canonical, numbers, only_left_is_protection, only_left_page_faults, raised,
     register_operand, state, stores_across_pages, unlike,
 };
-use super::super::instructions::{has_aligned_16_byte_memory, has_memory, is_legacy_sse};
+use super::super::instructions::{
+    has_aligned_16_byte_memory, has_memory, is_legacy_sse, is_vex_vector,
+};
 use super::{DESIGN, FOUND, unicorn};
 use crate::case::{ExceptionVector, Stop};
 use crate::guest::Vendor;
@@ -90,12 +92,13 @@ pub(super) const ROWS: &[Accepted] = &[
             "a store that ends in a page that cannot be written has stored its first bytes",
             "Unicorn's split accesses; Intel SDM volume 3A, section 6.5: faults are precise",
         ),
-    unicorn("partial-load", Where(is_legacy_sse))
+    unicorn("partial-load", Where(|code| is_legacy_sse(code) || is_vex_vector(code)))
         .stops(both_page_faults)
         .shows(|difference| class(difference) == C::Xmm)
         .when(|divergence, _| accesses_across_pages(divergence))
         .because(
-            "a load that ends in a page that cannot be read has loaded its first half",
+            "a load that ends in a page that cannot be read has loaded its first half, by VEX instructions that \
+             run as SSE too",
             "Intel SDM volume 3A, section 6.5: faults are precise",
         ),
     unicorn("split-fault-address", Where(has_memory))
