@@ -11,10 +11,10 @@ use crate::translate::is_prefix;
 /// Bytes that an instruction has at most.
 pub(super) const MOST_BYTES: usize = 15;
 
-/// Whether all of an instruction is there.
+/// Whether all of an instruction is there, as far as is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
-    Known,
+    Within,
     /// It goes on behind the bytes that are there, or behind the most that there can be.
     Beyond,
 }
@@ -35,7 +35,7 @@ impl Extent {
         } else {
             truncated && !full
         };
-        if beyond { Self::Beyond } else { Self::Known }
+        if beyond { Self::Beyond } else { Self::Within }
     }
 }
 

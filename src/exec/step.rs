@@ -77,7 +77,7 @@ impl Vcpu {
             return Ok(known);
         }
         match Extent::of(&self.bytes, &instruction, truncated) {
-            Extent::Known => {}
+            Extent::Within => {}
             Extent::Beyond if available < MOST_BYTES => {
                 let missing = self.pc.wrapping_add(available as u64);
                 return Err(page_fault(core, missing, Access::Fetch));
