@@ -8,6 +8,8 @@
 //! [`Stub::Arrival`]: crate::translate::Stub::Arrival
 //! [`Stub::Instruction`]: crate::translate::Stub::Instruction
 
+use std::panic::{self, AssertUnwindSafe};
+
 use super::core::Core;
 use super::exit::Exit;
 use super::hook_context::HookContext;
@@ -138,10 +140,11 @@ impl Vcpu {
         let wanted = counted || self.recorded().is_some();
         let (left, noted) = if wanted { self.undone(running.core()) } else { Default::default() };
         running.release();
-        let stop = pinned.unpinned(|| self.tell(shared, pc, arrival));
+        let told = AssertUnwindSafe(|| pinned.unpinned(|| self.tell(shared, pc, arrival)));
+        let told = panic::catch_unwind(told);
         // A block that is current now stays until the epoch is not pinned any more (see `Limbo`).
-        let current = shared.gates.generation() == self.generation;
-        if current && self.pc == pc && !stop && !self.trap && !self.gate.is_requested() {
+        let current = shared.gates.generation() == self.generation && matches!(told, Ok(false));
+        if current && self.pc == pc && !self.trap && !self.gate.is_requested() {
             self.place.settle();
             let block = self.memory.block_mut();
             block.entry = block.exit_address;
@@ -154,7 +157,10 @@ impl Vcpu {
         if self.pc != pc {
             self.place.elsewhere();
         }
-        Handled::End(if stop { End::Exit(Exit::Stopped) } else { End::Go })
+        match told {
+            Ok(stop) => Handled::End(if stop { End::Exit(Exit::Stopped) } else { End::Go }),
+            Err(panic) => panic::resume_unwind(panic),
+        }
     }
 
     /// How many of its instructions a block that was left by a call has not executed, and what it has noted of the

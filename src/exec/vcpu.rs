@@ -69,7 +69,7 @@ pub struct Vcpu {
     pub(super) falls_to: Option<GuestAddress>,
     /// How control came to `pc`; kept up to date where there are code or block hooks.
     pub(super) place: Place,
-    /// The hooks on code and on blocks that there were then; nothing while they are called.
+    /// The hooks on code and on blocks that there were then; nothing while they are called, and after a panic of one.
     pub(super) hooks: Option<Arc<CodeHooks>>,
     /// Host address of the block by which the code cache was last entered.
     pub(super) first: u64,
@@ -269,7 +269,10 @@ impl Vcpu {
     /// Notices that code was invalidated or that hooks have changed.
     fn catch_up(&mut self, running: &mut Running<'_>) -> io::Result<()> {
         let generation = self.shared.gates.generation();
-        if self.generation != generation || self.hooks.is_none() {
+        if self.hooks.is_none() {
+            self.hooks = Some(Arc::clone(running.core().hooks.on()));
+        }
+        if self.generation != generation {
             if !self.memory.records().is_empty() {
                 running.release();
                 self.deliver();

@@ -1,9 +1,10 @@
 //! Traces: what was executed, in order and once, however it was executed.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use iced_x86::code_asm::{esi, ptr, rax, rcx, rdi};
-use tregion::exec::{Exit, HookError, TraceOf};
+use tregion::exec::{Exit, HookContext, HookError, TraceOf};
 use tregion::guest::{GuestAddress, Permissions};
 
 use crate::guest::{
@@ -91,6 +92,28 @@ fn what_is_left_in_its_middle_is_told_once() {
         assert_eq!((called.take(), traced.take()), (expected.clone(), expected.clone()));
         assert_eq!(noted.take(), [0]);
         guest.vcpu.set_rflags(guest.vcpu.rflags() & !(TF as u64));
+    }
+}
+
+/// What a hook's panic ends is in the trace to its end, and goes on from there.
+#[test]
+fn a_panic_in_a_hook_loses_and_repeats_nothing() {
+    for budget in [None, Some(100)] {
+        let mut guest = counter(3);
+        let all = instructions(&guest);
+        let mut panics = true;
+        let place = GuestAddress(CODE + 9);
+        let panicking = move |context: &mut HookContext<'_>| {
+            let now = context.gpr(RAX) == 2 && std::mem::take(&mut panics);
+            assert!(!now, "as wanted");
+        };
+        guest.machine.hook_code(place..=place, panicking).unwrap();
+        guest.vcpu.set_rip(GuestAddress(CODE));
+        let run = AssertUnwindSafe(|| guest.vcpu.run(budget));
+        assert!(catch_unwind(run).is_err());
+        assert_eq!(guest.vcpu.rip(), place);
+        assert_eq!(guest.vcpu.run(budget), Exit::Halt);
+        assert_eq!(all.take(), counted(3));
     }
 }
 
