@@ -35,7 +35,7 @@ const OTHERS: &str = if cfg!(feature = "unicorn") {
 const UNFILTERED: &str = "unicorn:unfiltered";
 
 /// The JIT's names, and what is hooked in each.
-const JITS: [(&str, Hooked); 7] = [
+const JITS: [(&str, Hooked); 8] = [
     ("jit", Hooked::Nothing),
     ("jit:memory-hooks", Hooked::Memory),
     ("jit:code-hooks", Hooked::Code),
@@ -43,6 +43,7 @@ const JITS: [(&str, Hooked); 7] = [
     ("jit:code-trace", Hooked::TracedCode),
     ("jit:block-trace", Hooked::TracedBlocks),
     ("jit:turns", Hooked::Turns),
+    ("jit:kicked", Hooked::Kicked),
 ];
 
 /// What is hooked in the JIT of this name, if it is one.
