@@ -14,8 +14,14 @@ use tregion::generate::choices;
 use tregion::oracle::compare::compare;
 use tregion::properties::Target;
 
-const ALL: [Hooked; 6] =
-    [Hooked::Nothing, Hooked::Memory, Hooked::Code, Hooked::Blocks, Hooked::Turns, Hooked::Kicked];
+const ALL: [Hooked; 6] = [
+    Hooked::Nothing,
+    Hooked::Memory,
+    Hooked::Code,
+    Hooked::Blocks,
+    Hooked::Turns,
+    Hooked::Restless,
+];
 /// Random programs of each kind for each of them.
 const PROGRAMS: u64 = 300;
 

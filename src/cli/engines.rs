@@ -43,7 +43,7 @@ const JITS: [(&str, Hooked); 8] = [
     ("jit:code-trace", Hooked::TracedCode),
     ("jit:block-trace", Hooked::TracedBlocks),
     ("jit:turns", Hooked::Turns),
-    ("jit:kicked", Hooked::Kicked),
+    ("jit:restless", Hooked::Restless),
 ];
 
 /// What is hooked in the JIT of this name, if it is one.

@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use super::case_memory::CaseMemory;
-use super::kicks::Kicks;
 use super::turns::Turns;
 use super::watchdog::{self, Watchdog};
 use super::{Capabilities, Engine, Unsupported, Visible};
@@ -43,8 +42,8 @@ pub enum Hooked {
     TracedBlocks,
     /// … or each instruction is hooked, to end runs without a budget, which take turns with such that have one.
     Turns,
-    /// Nothing is hooked, but another thread asks the vCPU to leave all the time.
-    Kicked,
+    /// Nothing is hooked, but the vCPU leaves at every poll that it comes to.
+    Restless,
 }
 
 /// See the file's head.
@@ -60,7 +59,6 @@ pub struct Jit {
     /// How many cases were run.
     clock: u64,
     watchdog: Watchdog<Kick>,
-    kicks: Option<Kicks>,
     /// The time limit is the user's.
     limited: bool,
     /// Figures at the start of the last case, before and behind each of its events, and at its end, if
@@ -83,7 +81,7 @@ impl Room {
     fn new(window_bits: u32, hooked: Hooked) -> Result<Self, MachineError> {
         let machine = Machine::new(window_bits)?;
         let hook = match hooked {
-            Hooked::Nothing | Hooked::Turns | Hooked::Kicked => None,
+            Hooked::Nothing | Hooked::Turns | Hooked::Restless => None,
             Hooked::Memory => Some(machine.hook_memory(.., |_| {})),
             Hooked::Code => Some(machine.hook_code(.., |_| {})),
             Hooked::Blocks => Some(machine.hook_blocks(.., |_| {})),
@@ -93,7 +91,8 @@ impl Room {
         hook.transpose().expect("a range of all, nothing is mapped, and no other trace");
         let turns = (hooked == Hooked::Turns).then(|| Turns::new(&machine));
         let turns = turns.transpose().expect("a range of all");
-        let vcpu = machine.vcpu()?;
+        let mut vcpu = machine.vcpu()?;
+        vcpu.set_restless(hooked == Hooked::Restless);
         Ok(Self { machine, vcpu, turns, present: Vec::new(), used: 0 })
     }
 }
@@ -149,7 +148,6 @@ impl Jit {
             current: 0,
             clock: 0,
             watchdog: Watchdog::start(LEG_LIMIT)?,
-            kicks: (hooked == Hooked::Kicked).then(Kicks::start).transpose()?,
             limited: false,
             progress: None,
         })
@@ -340,9 +338,7 @@ impl Jit {
             self.room().machine.set_breakpoint(address);
         }
         self.watchdog.begin(&self.room().vcpu.kick());
-        self.kicks.iter().for_each(|kicks| kicks.aim(Some(self.room().vcpu.kick())));
         let (exit, done) = self.run_to_end(budget, breakpoint);
-        self.kicks.iter().for_each(|kicks| kicks.aim(None));
         let run_away = self.watchdog.end();
         if let Some(address) = breakpoint {
             self.room().machine.clear_breakpoint(address);
@@ -358,8 +354,6 @@ impl Jit {
     /// that is counted.
     fn run_to_end(&mut self, budget: Option<u64>, breakpoint: Option<GuestAddress>) -> (Exit, u64) {
         let mut executed = 0;
-        // Whether it has moved since a kick is to be known.
-        let budget = budget.or(self.kicks.as_ref().map(|_| u64::MAX >> 1));
         loop {
             let left = budget.map(|budget| budget - executed);
             let Room { vcpu, turns, .. } = self.room_mut();
@@ -372,10 +366,6 @@ impl Jit {
             };
             executed += done;
             match exit {
-                // The next run would pass it.
-                Exit::Requested if done > 0 && breakpoint == Some(self.room().vcpu.rip()) => {
-                    return (Exit::Breakpoint, executed);
-                }
                 Exit::Requested if !self.watchdog.fired() => {}
                 exit => return (exit, executed),
             }

@@ -8,7 +8,6 @@ mod capabilities;
 mod case_memory;
 pub mod isolated;
 pub mod jit;
-mod kicks;
 pub mod sabotaged;
 pub mod silicon;
 mod turns;

@@ -25,7 +25,7 @@ use super::kick::Kick;
 use super::shared::{Locked, Running, Shared};
 use super::trace::FalseArrival;
 use super::vcpu_memory::{HostBase, PollCell, VcpuMemory};
-use crate::code::gate::Gate;
+use crate::code::gate::{Bell, Gate};
 use crate::code::sync::{Arc, yield_now};
 use crate::code::{Key, Participant, Pinned};
 use crate::guest::{GuestAddress, PKRU_DEFAULT, Selectors, State, Xstate};
@@ -80,6 +80,8 @@ pub struct Vcpu {
     pub(super) false_arrival: FalseArrival,
     /// A memory hook has asked for the run to end behind the instruction.
     pub(super) stop_asked: Cell<bool>,
+    /// It leaves at the first poll behind every other entry, this one or the next.
+    restless: Option<bool>,
 }
 
 /// What is to be done after the code cache was left.
@@ -156,6 +158,7 @@ impl Vcpu {
             retried: None,
             false_arrival: FalseArrival::default(),
             stop_asked: Cell::new(false),
+            restless: None,
         };
         vcpu.reset_jump_cache();
         vcpu.set_state(&State::default());
@@ -170,6 +173,12 @@ impl Vcpu {
     #[must_use]
     pub fn kick(&self) -> Kick {
         Kick(Arc::clone(&self.gate))
+    }
+
+    /// Has translated code leave at each poll that it comes to, or no more, which changes nothing but the speed: for
+    /// who tests that.
+    pub(crate) fn set_restless(&mut self, restless: bool) {
+        self.restless = restless.then_some(false);
     }
 
     /// Instructions executed by runs with a budget.
@@ -382,6 +391,13 @@ impl Vcpu {
         running.release();
         let current = self.gate.enter(&shared.gates) == self.generation;
         if current {
+            if let Some(now) = &mut self.restless {
+                // At the next entry it gets past the poll.
+                *now = !*now;
+                if *now {
+                    self.gate.bell().ring();
+                }
+            }
             self.memory.enter(shared.door);
             if self.on_code {
                 self.strike();
