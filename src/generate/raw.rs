@@ -3,7 +3,7 @@
 
 use std::mem;
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{Code, FlowControl, Instruction, Mnemonic};
 
 use super::build::build;
 use super::choices::Choices;
@@ -15,7 +15,7 @@ use super::values::fill_state;
 use super::writer::Writer;
 use super::{Generator, Program, ProgramKind};
 use crate::case::Case;
-use crate::guest::decoder;
+use crate::guest::{decoder, unchecked_decoder};
 
 const PREFIXES: [u8; 20] = [
     0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65, 0x40, 0x48, 0x41, 0x44, 0x4f,
@@ -172,7 +172,7 @@ fn refusal(generator: &Generator, instruction: &Instruction, bytes: &[u8]) -> Op
 /// Whether silicon may execute an invalid instruction: `lock verw` of memory (some microcode of Zen 4), or a hypercall
 /// with a prefix, which KVM takes for one without.
 fn ignores_prefix(bytes: &[u8]) -> bool {
-    let without = Decoder::new(64, bytes, DecoderOptions::NO_INVALID_CHECK).decode();
+    let without = unchecked_decoder(bytes).decode();
     let hypercall = matches!(bytes, [.., 0x0f, 0x01, 0xc1 | 0xd9]);
     hypercall || (without.mnemonic() == Mnemonic::Verw && without.has_lock_prefix())
 }

@@ -22,6 +22,19 @@ pub(crate) fn decoder_of(vendor: Vendor, bytes: &[u8], ip: u64) -> Decoder<'_> {
     Decoder::with_ip(64, bytes, ip, options)
 }
 
+/// A decoder that takes prefixes, LOCK above all, where they may not stand.
+pub(crate) fn unchecked_decoder(bytes: &[u8]) -> Decoder<'_> {
+    Decoder::new(64, bytes, DecoderOptions::NO_INVALID_CHECK)
+}
+
+/// Whether it is BT, BTS, BTR or BTC of a register, with LOCK, which an [`unchecked_decoder`] alone knows.
+pub(crate) fn locks_register_bit(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    instruction.has_lock_prefix()
+        && matches!(instruction.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
+        && instruction.op0_kind() == OpKind::Register
+}
+
 /// Whether it is a string instruction that is executed as often as RCX says.
 pub(crate) fn is_repeated_string(instruction: &Instruction) -> bool {
     instruction.is_string_instruction()

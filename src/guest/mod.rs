@@ -11,7 +11,10 @@ mod xstate;
 
 pub use address::{GuestAddress, GuestRange, PAGE_SIZE, RangeError};
 pub use decoder::decoder;
-pub(crate) use decoder::{decoder_of, is_repeated_string, memory_bytes, with_ignored_bits};
+pub(crate) use decoder::{
+    decoder_of, is_repeated_string, locks_register_bit, memory_bytes, unchecked_decoder,
+    with_ignored_bits,
+};
 pub use flags::{Flag, RFLAGS_ALWAYS_ONE, RFLAGS_DEFAULT, RFLAGS_USER};
 pub use host_features::{HostFeatures, Vendor};
 pub use permissions::Permissions;

@@ -12,13 +12,11 @@
 
 use std::sync::LazyLock;
 
-use iced_x86::{
-    Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, OpKind,
-};
+use iced_x86::{Code, CpuidFeature, Decoder, EncodingKind, Instruction, Mnemonic};
 
 use crate::case::{Action, Case};
 use crate::engine::Unsupported;
-use crate::guest::{GuestAddress, PAGE_SIZE, decoder};
+use crate::guest::{GuestAddress, PAGE_SIZE, decoder, locks_register_bit, unchecked_decoder};
 
 /// Which cases an engine refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,11 +104,7 @@ fn crashes(code: Code) -> bool {
 
 /// Whether bytes that are no instruction are one with LOCK that fails an assertion.
 fn aborts(bytes: &[u8]) -> bool {
-    let read = Decoder::new(64, bytes, DecoderOptions::NO_INVALID_CHECK).decode();
-    let mnemonics = [Mnemonic::Bt, Mnemonic::Bts, Mnemonic::Btr, Mnemonic::Btc];
-    read.has_lock_prefix()
-        && mnemonics.contains(&read.mnemonic())
-        && read.op0_kind() == OpKind::Register
+    locks_register_bit(&unchecked_decoder(bytes).decode())
 }
 
 /// What Unicorn lacks, by the number of the opcode.

@@ -1,16 +1,15 @@
 //! Conditions of rows: over how runs stopped, over one difference, and over the state before it.
 
-use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
-    OpKind,
-};
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind};
 
 use super::super::compare::{Component, ComponentClass, Difference, Value};
 use super::super::localise::{Culprit, Divergence};
 use super::Stops;
 use super::accesses::{Access, general_register, is_canonical, some_access};
 use crate::case::{ExceptionVector, Stop};
-use crate::guest::{F80, Flag, GuestAddress, State, is_repeated_string};
+use crate::guest::{
+    F80, Flag, GuestAddress, State, is_repeated_string, locks_register_bit, unchecked_decoder,
+};
 
 // ---- how runs stopped ----------------------------------------------------------------------
 
@@ -145,16 +144,11 @@ pub(super) fn has_prefix(divergence: &Divergence, wanted: u8) -> bool {
 
 /// Whether BT, BTS, BTR or BTC of a register, with LOCK, comes behind the culprit before control goes elsewhere.
 pub(super) fn leads_to_locked_bit(divergence: &Divergence) -> bool {
-    use Mnemonic as M;
-    let decoder = Decoder::new(64, code_of(divergence), DecoderOptions::NO_INVALID_CHECK);
+    let decoder = unchecked_decoder(code_of(divergence));
     let mut straight = decoder.into_iter().take_while(|instruction| {
         !instruction.is_invalid() && instruction.flow_control() == FlowControl::Next
     });
-    straight.any(|instruction| {
-        instruction.has_lock_prefix()
-            && matches!(instruction.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
-            && instruction.op0_kind() == OpKind::Register
-    })
+    straight.any(|instruction| locks_register_bit(&instruction))
 }
 
 /// Whether the culprit's encoding has this byte behind its legacy prefixes but 66, F0, F2 and F3.
