@@ -10,6 +10,8 @@ mod atomics;
 mod crossing;
 #[path = "vcpus/guest.rs"]
 mod guest;
+#[path = "vcpus/kept.rs"]
+mod kept;
 #[path = "vcpus/litmus.rs"]
 mod litmus;
 #[path = "vcpus/mix.rs"]

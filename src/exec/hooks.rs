@@ -24,12 +24,11 @@
 use std::fmt;
 use std::ops::{Bound, RangeBounds};
 
-use smallvec::SmallVec;
-
 use super::announce::Place;
 use super::hook_context::{HookContext, MemoryAccess};
 use super::trace::Traced;
-use crate::code::sync::{Arc, AtomicBool, Mutex, Ordering, PoisonError};
+use crate::code::keep::{Keepable, Kept};
+use crate::code::sync::{Arc, AtomicBool, FairMutex, Ordering};
 use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE};
 use crate::memory::MapError;
 use crate::translate::{Announced, Recorded, TraceOf};
@@ -94,7 +93,7 @@ impl Span {
     }
 }
 
-type CodeCall = dyn FnMut(&mut HookContext<'_>) + Send;
+pub(super) type CodeCall = dyn FnMut(&mut HookContext<'_>) + Send;
 pub(super) type TraceCall = dyn FnMut(Traced<'_>) + Send;
 pub(super) type MemoryCall = dyn FnMut(&MemoryAccess<'_>) + Send;
 
@@ -105,36 +104,44 @@ struct Hook<Call: ?Sized> {
     closure: Arc<Closure<Call>>,
 }
 
+impl<Call: ?Sized> Hook<Call> {
+    fn new(id: HookId, span: Span, call: Arc<FairMutex<Call>>) -> Self {
+        let closure = Closure { removed: AtomicBool::new(false), call: Keepable::new(call) };
+        Self { id, span, closure: Arc::new(closure) }
+    }
+}
+
 impl<Call: ?Sized> Clone for Hook<Call> {
     fn clone(&self) -> Self {
         Self { id: self.id, span: self.span, closure: Arc::clone(&self.closure) }
     }
 }
 
-/// The hooks on code and on blocks. vCPUs have it too, so that it is never borrowed from under the lock while
-/// one of them is called.
+/// All hooks. vCPUs have it too, so that it is never borrowed from under the lock while one of them is called.
 #[derive(Clone, Default)]
-pub(super) struct CodeHooks {
+pub(super) struct HookSet {
     code: Vec<Hook<CodeCall>>,
     blocks: Vec<Hook<CodeCall>>,
+    memory: Vec<Hook<MemoryCall>>,
     trace: Option<(TraceOf, Hook<TraceCall>)>,
     /// Spans of the first two.
     of_code: Vec<(GuestAddress, GuestAddress)>,
     of_blocks: Vec<(GuestAddress, GuestAddress)>,
 }
 
-impl fmt::Debug for CodeHooks {
+impl fmt::Debug for HookSet {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
-            .debug_struct("CodeHooks")
+            .debug_struct("HookSet")
             .field("code", &self.of_code)
             .field("blocks", &self.of_blocks)
+            .field("memory", &self.memory.iter().map(|hook| hook.span).collect::<Vec<_>>())
             .field("trace", &self.recorded())
             .finish_non_exhaustive()
     }
 }
 
-impl CodeHooks {
+impl HookSet {
     fn note_change(&mut self) {
         let spans = |hooks: &[Hook<CodeCall>]| {
             hooks.iter().map(|hook| (hook.span.first, hook.span.last)).collect()
@@ -142,7 +149,8 @@ impl CodeHooks {
         (self.of_code, self.of_blocks) = (spans(&self.code), spans(&self.blocks));
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether none is on code.
+    fn leave_code_alone(&self) -> bool {
         self.code.is_empty() && self.blocks.is_empty() && self.trace.is_none()
     }
 
@@ -164,33 +172,47 @@ impl CodeHooks {
         place: Place,
         arrival: bool,
     ) -> impl Iterator<Item = &Closure<CodeCall>> {
-        let blocks = self.blocks.iter().filter(move |hook| {
-            arrival && hook.span.contains(pc) && !place.continues(pc, hook.span)
-        });
-        let code = self.code.iter();
-        let code = code.filter(move |hook| hook.span.contains(pc) && !place.is_announced(pc));
-        blocks.chain(code).map(|hook| &*hook.closure)
+        let blocks = if arrival { &self.blocks[..] } else { &[] };
+        let blocks = blocks.iter().filter(move |hook| !place.continues(pc, hook.span));
+        let code = if place.is_announced(pc) { &[] } else { &self.code[..] };
+        let due = blocks.chain(code).filter(move |hook| hook.span.contains(pc));
+        due.map(|hook| &*hook.closure)
+    }
+
+    /// The closures to be called before an access.
+    pub(super) fn due_for_access(
+        &self,
+        address: GuestAddress,
+        size: usize,
+    ) -> impl Iterator<Item = &Closure<MemoryCall>> + Clone {
+        let due = self.memory.iter().filter(move |hook| hook.span.touches(address, size));
+        due.map(|hook| &*hook.closure)
     }
 }
 
 /// What a hook calls, until it is removed.
 pub(super) struct Closure<Call: ?Sized> {
     removed: AtomicBool,
-    call: Mutex<Call>,
-}
-
-impl<Call> Closure<Call> {
-    fn new(call: Call) -> Arc<Self> {
-        Arc::new(Self { removed: AtomicBool::new(false), call: Mutex::new(call) })
-    }
+    call: Keepable<Call>,
 }
 
 impl<Call: ?Sized> Closure<Call> {
     pub(super) fn with(&self, work: impl FnOnce(&mut Call)) {
-        let mut call = self.call.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.removed.load(Ordering::Acquire) {
-            work(&mut call);
-        }
+        self.with_kept(&mut None, || (), work);
+    }
+
+    /// The same, under a lock that may be `kept` for the next call.
+    pub(super) fn with_kept(
+        &self,
+        kept: &mut Option<Kept<Call>>,
+        ring: impl FnOnce(),
+        work: impl FnOnce(&mut Call),
+    ) {
+        self.call.with(kept, ring, |call| {
+            if !self.removed.load(Ordering::Acquire) {
+                work(call);
+            }
+        });
     }
 }
 
@@ -199,8 +221,7 @@ impl<Call: ?Sized> Closure<Call> {
 pub(super) struct Hooks {
     next: u64,
     breakpoints: Vec<GuestAddress>,
-    on: Arc<CodeHooks>,
-    memory: Vec<Hook<MemoryCall>>,
+    set: Arc<HookSet>,
     /// There is a breakpoint, a code hook or a block hook.
     pub(super) on_code: bool,
 }
@@ -210,8 +231,7 @@ impl fmt::Debug for Hooks {
         formatter
             .debug_struct("Hooks")
             .field("breakpoints", &self.breakpoints)
-            .field("on", &self.on)
-            .field("memory", &self.memory.iter().map(|hook| hook.span).collect::<Vec<_>>())
+            .field("set", &self.set)
             .finish_non_exhaustive()
     }
 }
@@ -228,7 +248,7 @@ impl Hooks {
         call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
     ) -> HookId {
         let id = self.new_id();
-        Arc::make_mut(&mut self.on).code.push(Hook { id, span, closure: Closure::new(call) });
+        Arc::make_mut(&mut self.set).code.push(Hook::new(id, span, Arc::new(FairMutex::new(call))));
         self.note_change();
         id
     }
@@ -239,7 +259,11 @@ impl Hooks {
         call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
     ) -> HookId {
         let id = self.new_id();
-        Arc::make_mut(&mut self.on).blocks.push(Hook { id, span, closure: Closure::new(call) });
+        Arc::make_mut(&mut self.set).blocks.push(Hook::new(
+            id,
+            span,
+            Arc::new(FairMutex::new(call)),
+        ));
         self.note_change();
         id
     }
@@ -250,12 +274,12 @@ impl Hooks {
         (of, span): (TraceOf, Span),
         call: impl FnMut(Traced<'_>) + Send + 'static,
     ) -> Option<HookId> {
-        if self.on.trace.is_some() {
+        if self.set.trace.is_some() {
             return None;
         }
         let id = self.new_id();
-        let closure: Arc<Closure<TraceCall>> = Closure::new(call);
-        Arc::make_mut(&mut self.on).trace = Some((of, Hook { id, span, closure }));
+        let hook: Hook<TraceCall> = Hook::new(id, span, Arc::new(FairMutex::new(call)));
+        Arc::make_mut(&mut self.set).trace = Some((of, hook));
         self.note_change();
         Some(id)
     }
@@ -267,14 +291,18 @@ impl Hooks {
         call: impl FnMut(&MemoryAccess<'_>) + Send + 'static,
     ) -> HookId {
         let id = self.new_id();
-        self.memory.push(Hook { id, span, closure: Closure::new(call) });
+        Arc::make_mut(&mut self.set).memory.push(Hook::new(
+            id,
+            span,
+            Arc::new(FairMutex::new(call)),
+        ));
         id
     }
 
     /// Takes a hook out: its span, and the closure, to be dropped by the caller.
     pub(super) fn remove(&mut self, id: HookId) -> Option<(Span, Removed)> {
-        let on = Arc::make_mut(&mut self.on);
-        let taken = [&mut on.code, &mut on.blocks].into_iter().find_map(|hooks| {
+        let set = Arc::make_mut(&mut self.set);
+        let taken = [&mut set.code, &mut set.blocks].into_iter().find_map(|hooks| {
             let at = hooks.iter().position(|hook| hook.id == id)?;
             Some(hooks.remove(at))
         });
@@ -283,13 +311,13 @@ impl Hooks {
             self.note_change();
             return Some((hook.span, Removed::Code(hook.closure)));
         }
-        if let Some((_, hook)) = on.trace.take_if(|(_, hook)| hook.id == id) {
+        if let Some((_, hook)) = set.trace.take_if(|(_, hook)| hook.id == id) {
             hook.closure.removed.store(true, Ordering::Release);
             self.note_change();
             return Some((hook.span, Removed::Trace(hook.closure)));
         }
-        let place = self.memory.iter().position(|hook| hook.id == id)?;
-        let hook = self.memory.remove(place);
+        let place = set.memory.iter().position(|hook| hook.id == id)?;
+        let hook = set.memory.remove(place);
         Some((hook.span, Removed::Memory(hook.closure)))
     }
 
@@ -310,21 +338,21 @@ impl Hooks {
     }
 
     fn note_change(&mut self) {
-        Arc::make_mut(&mut self.on).note_change();
-        self.on_code = !(self.breakpoints.is_empty() && self.on.is_empty());
+        Arc::make_mut(&mut self.set).note_change();
+        self.on_code = !(self.breakpoints.is_empty() && self.set.leave_code_alone());
     }
 
-    /// The hooks on code and on blocks.
-    pub(super) fn on(&self) -> &Arc<CodeHooks> {
-        &self.on
+    /// The hooks.
+    pub(super) fn set(&self) -> &Arc<HookSet> {
+        &self.set
     }
 
     /// What of the guest's code blocks are to announce.
     pub(super) fn announced(&self) -> Announced<'_> {
         Announced {
-            instructions: &self.on.of_code,
-            arrivals: &self.on.of_blocks,
-            recorded: self.on.recorded(),
+            instructions: &self.set.of_code,
+            arrivals: &self.set.of_blocks,
+            recorded: self.set.recorded(),
         }
     }
 
@@ -343,30 +371,20 @@ impl Hooks {
         if !self.on_code {
             return u64::MAX;
         }
-        let traced = self.on.recorded().and_then(Recorded::arrivals);
-        let spans = self.on.of_blocks.iter().copied().chain(traced).map(|(first, _)| first);
+        let traced = self.set.recorded().and_then(Recorded::arrivals);
+        let spans = self.set.of_blocks.iter().copied().chain(traced).map(|(first, _)| first);
         let ends = spans.chain(self.breakpoints.iter().copied()).filter(|&end| end > pc);
         ends.map(|end| end.0 - pc.0).min().unwrap_or(u64::MAX)
     }
 
     /// The pages of memory hooks below `end`.
     pub(super) fn trapped_below(&self, end: u64) -> Vec<GuestRange> {
-        self.memory.iter().filter_map(|hook| hook.span.pages_below(end)).collect()
+        self.set.memory.iter().filter_map(|hook| hook.span.pages_below(end)).collect()
     }
 
     /// Whether an access is some memory hook's business.
     pub(super) fn watch_memory(&self, address: GuestAddress, size: usize) -> bool {
-        self.memory.iter().any(|hook| hook.span.touches(address, size))
-    }
-
-    /// The memory hooks to be called before an access.
-    pub(super) fn due_for_access(
-        &self,
-        address: GuestAddress,
-        size: usize,
-    ) -> SmallVec<[Arc<Closure<MemoryCall>>; 1]> {
-        let due = self.memory.iter().filter(|hook| hook.span.touches(address, size));
-        due.map(|hook| Arc::clone(&hook.closure)).collect()
+        self.set.due_for_access(address, size).next().is_some()
     }
 }
 

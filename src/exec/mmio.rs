@@ -241,13 +241,22 @@ impl Vcpu {
         size: usize,
         written: Option<&[u8]>,
     ) -> Result<(), Exit> {
-        let due = core.hooks.due_for_access(address, size);
-        if due.is_empty() {
+        let other;
+        let hooks = match self.hooks.as_ref().filter(|_| self.generation == core.gates.generation())
+        {
+            Some(hooks) => hooks,
+            None => {
+                other = Arc::clone(core.hooks.set());
+                &other
+            }
+        };
+        let due = hooks.due_for_access(address, size);
+        if due.clone().next().is_none() {
             return Ok(());
         }
         core.unlocked(|shared| {
             let access = MemoryAccess { vcpu: self, shared, address, size, written };
-            due.iter().for_each(|hook| hook.with(|call| call(&access)));
+            due.for_each(|hook| hook.with(|call| call(&access)));
         });
         let access = if written.is_some() { Access::Write } else { Access::Read };
         self.check(core, address, size, access)

@@ -20,7 +20,7 @@ use std::sync::LazyLock;
 use super::announce::{Met, Place};
 use super::core::Found;
 use super::exit::{Exit, vector};
-use super::hooks::CodeHooks;
+use super::hooks::HookSet;
 use super::kick::Kick;
 use super::shared::{Locked, Running, Shared};
 use super::trace::FalseArrival;
@@ -70,7 +70,7 @@ pub struct Vcpu {
     /// How control came to `pc`; kept up to date where there are code or block hooks.
     pub(super) place: Place,
     /// The hooks on code and on blocks that there were then; nothing while they are called, and after a panic of one.
-    pub(super) hooks: Option<Arc<CodeHooks>>,
+    pub(super) hooks: Option<Arc<HookSet>>,
     /// Host address of the block by which the code cache was last entered.
     pub(super) first: u64,
     /// The x87 unit notes addresses of operands only of instructions with an unmasked exception.
@@ -279,7 +279,7 @@ impl Vcpu {
     fn catch_up(&mut self, running: &mut Running<'_>) -> io::Result<()> {
         let generation = self.shared.gates.generation();
         if self.hooks.is_none() {
-            self.hooks = Some(Arc::clone(running.core().hooks.on()));
+            self.hooks = Some(Arc::clone(running.core().hooks.set()));
         }
         if self.generation != generation {
             if !self.memory.records().is_empty() {
@@ -289,7 +289,7 @@ impl Vcpu {
             self.reset_jump_cache();
             let core = running.core();
             self.on_code = core.hooks.on_code;
-            self.hooks = Some(Arc::clone(core.hooks.on()));
+            self.hooks = Some(Arc::clone(core.hooks.set()));
             self.memory.block_mut().need(core.extended);
             if self.recorded().is_some() {
                 self.memory.open_records()?;
@@ -377,6 +377,7 @@ impl Vcpu {
                 Handled::End(end) => break end,
             }
         };
+        running.kept = None;
         if let Some(left) = left {
             let now = self.memory.block().budget as u64;
             self.executed += *left - now;

@@ -26,7 +26,7 @@ fn mask_of(bits: u32) -> u64 {
 
 /// The flags that `instruction` gives a value whatever the operands are, as a mask of RFLAGS: none if it may be
 /// repeated no time at all, or shift by nothing.
-fn defined_flags(instruction: &Instruction) -> u64 {
+pub(super) fn defined_flags(instruction: &Instruction) -> u64 {
     if is_repeated_string(instruction) || shifts_by_cl(instruction) {
         return 0;
     }

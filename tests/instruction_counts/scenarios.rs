@@ -27,7 +27,7 @@ pub(crate) struct Scenario {
 }
 
 /// All of them.
-pub(crate) const SCENARIOS: [Scenario; 9] = [
+pub(crate) const SCENARIOS: [Scenario; 10] = [
     // A round is a guest instruction here.
     Scenario { name: "translate_cold_code", rounds: 12 * BLOCKS, run: translate_cold_code },
     Scenario { name: "enter_and_exit", rounds: 40, run: enter_and_exit },
@@ -38,6 +38,7 @@ pub(crate) const SCENARIOS: [Scenario; 9] = [
     Scenario { name: "remap_and_run", rounds: 10, run: remap_and_run },
     Scenario { name: "restore_one_page", rounds: 20, run: restore_one_page },
     Scenario { name: "code_hook", rounds: 40, run: code_hook },
+    Scenario { name: "memory_hook", rounds: 40, run: memory_hook },
 ];
 
 /// The one of that name.
@@ -230,6 +231,28 @@ fn code_hook(times: u64, mark: Mark<'_>) {
     });
     let (machine, mut vcpu) = machine(&code, Permissions::ReadExecute);
     machine.hook_code(GuestAddress(CODE)..=GuestAddress(CODE), |_| ()).unwrap();
+    let mut hooked = |rounds| {
+        vcpu.set_gpr(RCX, rounds);
+        run(&mut vcpu, CODE);
+    };
+    hooked(8);
+    mark();
+    hooked(times);
+    mark();
+}
+
+/// A loop with a load of a word that is hooked.
+fn memory_hook(times: u64, mark: Mark<'_>) {
+    let code = assembled(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.mov(rax, qword_ptr(rsi + 8))?;
+        a.dec(rcx)?;
+        a.jnz(again)?;
+        a.hlt()
+    });
+    let (machine, mut vcpu) = machine(&code, Permissions::ReadExecute);
+    machine.hook_memory(GuestAddress(DATA)..GuestAddress(DATA + 0x1000), |_| ()).unwrap();
     let mut hooked = |rounds| {
         vcpu.set_gpr(RCX, rounds);
         run(&mut vcpu, CODE);

@@ -10,7 +10,7 @@ use iced_x86::code_asm::{
     AsmMemoryOperand, CodeAssembler, dword_ptr, eax, ecx, qword_ptr, r11, r12, rax, rbx, rcx, rdx,
     xmm0, xmm1, xmmword_ptr,
 };
-use tregion::exec::Exit;
+use tregion::exec::{Exit, MemoryAccess};
 use tregion::guest::{GuestAddress, Permissions};
 
 use crate::guest::{Arena, CODE, PATIENCE, alone, join, range, stack, time};
@@ -235,8 +235,15 @@ fn where_a_hook_looks() {
     let _alone = alone();
     let (arena, alias) = with_alias(0x90_0000);
     let hooked = GuestAddress(COUNTER)..GuestAddress(COUNTER + 0x1000);
-    // It takes its time, so that the other vCPU gets between the announced store and the store.
-    arena.machine.hook_memory(hooked, |_| std::thread::yield_now()).unwrap();
+    // It takes its time, so that the other vCPU gets between the announced store and the store. On a busy host
+    // that is much, so it stops to when the vCPUs are to end.
+    let until = Instant::now() + time(0.4);
+    let hook = move |_: &MemoryAccess<'_>| {
+        if Instant::now() < until {
+            std::thread::yield_now();
+        }
+    };
+    arena.machine.hook_memory(hooked, hook).unwrap();
     add_up("hooked alias", &arena, [COUNTER, alias], [increment; 2], wait);
     add_up("bits of a hooked alias", &arena, [COUNTER + 8, alias + 8], [flip, increment], wait);
 }

@@ -16,6 +16,7 @@ mod support;
 mod chunks;
 mod gate;
 mod index;
+mod keep;
 mod limbo;
 mod page;
 mod table;

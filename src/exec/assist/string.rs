@@ -286,9 +286,8 @@ impl Vcpu {
             let distance = (signed >> bits.trailing_zeros()).wrapping_mul(size as i64);
             let base = self.segment_base_of_operand(instruction);
             let offset = operand.wrapping_sub(base).wrapping_add(distance as u64);
-            let narrow =
-                instruction.memory_base().is_gpr32() || instruction.memory_index().is_gpr32();
-            let offset = if narrow { offset & 0xffff_ffff } else { offset };
+            let offset =
+                if has_narrow_address(instruction) { offset & 0xffff_ffff } else { offset };
             let address = GuestAddress(base.wrapping_add(offset));
             if !is_canonical(address.0) {
                 return Err(not_canonical(instruction).into());
@@ -327,6 +326,14 @@ impl Vcpu {
         }
         self.pass(instruction);
         Ok(())
+    }
+}
+
+/// Whether the address of the memory operand is computed in 32 bits.
+fn has_narrow_address(instruction: &Instruction) -> bool {
+    match (instruction.memory_base(), instruction.memory_index()) {
+        (Register::None, Register::None) => instruction.memory_displ_size() == 4,
+        (base, index) => base == Register::EIP || base.is_gpr32() || index.is_gpr32(),
     }
 }
 

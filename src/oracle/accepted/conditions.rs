@@ -4,6 +4,7 @@ use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKin
 
 use super::super::compare::{Component, ComponentClass, Difference, Value};
 use super::super::localise::{Culprit, Divergence};
+use super::super::undefined::defined_flags;
 use super::Stops;
 use super::accesses::{Access, general_register, is_canonical, some_access};
 use crate::case::{ExceptionVector, Stop};
@@ -72,6 +73,15 @@ pub(super) fn class(difference: &Difference) -> ComponentClass {
 
 pub(super) fn is_flag(difference: &Difference) -> bool {
     matches!(difference.component, Component::Flag(_))
+}
+
+/// The last instruction of a sequence that gave the flag that differs a value.
+pub(super) fn maker_of_flag<'a>(
+    divergence: &'a Divergence,
+    difference: &Difference,
+) -> Option<&'a Instruction> {
+    let Component::Flag(flag) = difference.component else { return None };
+    divergence.executed.iter().rfind(|code| defined_flags(code) & flag.mask() != 0)
 }
 
 pub(super) fn is_the_flag(difference: &Difference, flag: Flag) -> bool {

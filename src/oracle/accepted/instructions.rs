@@ -24,6 +24,11 @@ pub(super) fn is_vex_vector(instruction: &Instruction) -> bool {
         && !has_feature(instruction, &[CpuidFeature::BMI1, CpuidFeature::BMI2])
 }
 
+/// An instruction in a legacy encoding that a prefix chooses.
+pub(super) fn has_mandatory_prefix(instruction: &Instruction) -> bool {
+    is_legacy_sse(instruction) || has_feature(instruction, &[CpuidFeature::ADX])
+}
+
 /// An SSE instruction in its legacy encoding, those on MMX registers included.
 pub(super) fn is_legacy_sse(instruction: &Instruction) -> bool {
     const SSE: [CpuidFeature; 8] = [

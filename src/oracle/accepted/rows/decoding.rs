@@ -11,7 +11,7 @@ use super::super::conditions::{
     only_left_is_too_long, only_right_is_invalid, only_right_page_faults, raised, starts_with,
 };
 use super::super::instructions::{
-    has_memory, is_branch_with_idle_prefix, is_legacy_sse,
+    has_mandatory_prefix, has_memory, is_branch_with_idle_prefix,
     is_rip_relative_with_uncounted_immediate, is_test_alias, is_vex_vector,
 };
 use super::{DESIGN, FOUND, unicorn};
@@ -73,14 +73,14 @@ pub(super) const ROWS: &[Accepted] = &[
              is ignored",
             "AMD64 Architecture Programmer's Manual volume 3, section 1.2.4",
         ),
-    unicorn("mandatory-prefix-order", Where(is_legacy_sse))
+    unicorn("mandatory-prefix-order", Where(has_mandatory_prefix))
         .when(|divergence, _| {
             let has = |prefix| has_prefix(divergence, prefix);
             has(0x66) && (has(0xf2) || has(0xf3)) || has(0xf2) && has(0xf3)
         })
         .because(
-            "of several prefixes that choose an SSE instruction 66 or the first one is taken; on silicon F2 and \
-             F3 come before 66, and the last of the two counts",
+            "of several prefixes that choose an SSE instruction, ADCX or ADOX, 66 or the first one is taken; on \
+             silicon F2 and F3 come before 66, and the last of the two counts",
             "Intel SDM volume 2D, appendix A.2.3; measured",
         ),
     unicorn("rex-extends-group", Mnemonics(&[M::Mov]))

@@ -4,7 +4,9 @@ use iced_x86::{Instruction, Mnemonic as M};
 
 use super::super::Accepted;
 use super::super::Pattern::{Mnemonics, Where};
-use super::super::conditions::{both_complete, both_page_faults, can_write_code, class, is_flag};
+use super::super::conditions::{
+    both_complete, both_page_faults, can_write_code, class, is_flag, maker_of_flag,
+};
 use super::super::instructions::has_memory;
 use super::{FOUND, unicorn};
 use crate::oracle::compare::ComponentClass as C;
@@ -39,6 +41,19 @@ pub(super) const ROWS: &[Accepted] = &[
             "an instruction that reads flags has them made up before its access; at its page fault they \
              are made up once more, from what is left of their operands",
             FOUND,
+        ),
+    unicorn("x87-compare-flags-carried", Where(|_| true))
+        .in_sequence()
+        .stops(both_complete)
+        .when(|divergence, difference| {
+            let last = maker_of_flag(divergence, difference);
+            last.is_some_and(|code| {
+                matches!(code.mnemonic(), M::Fcomi | M::Fcomip | M::Fucomi | M::Fucomip)
+            })
+        })
+        .because(
+            "a comparison that does not clear OF, SF and AF leaves them as undefined as they were before",
+            "QEMU commit c415f2c5",
         ),
     unicorn("x87-pointers", Where(is_environment_store))
         .in_sequence()
