@@ -14,14 +14,16 @@ pub struct Ended {
     pub seconds: f64,
 }
 
-/// What the command prints, or all that it says if it fails.
+/// What the command prints; if it fails, all that it says, but for messages in JSON.
 pub fn output(command: &mut Command) -> Result<String, String> {
     let done = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     let text = String::from_utf8_lossy(&done.stdout).into_owned();
     if done.status.success() {
         return Ok(text);
     }
-    Err(format!("{text}{}", String::from_utf8_lossy(&done.stderr)))
+    // Of what cargo tells in JSON, the errors are on its standard error too.
+    let told = text.lines().filter(|line| !line.starts_with('{')).map(|line| format!("{line}\n"));
+    Err(format!("{}{}", told.collect::<String>(), String::from_utf8_lossy(&done.stderr)))
 }
 
 /// Runs the command, with all that it says in the file `log`, and stops it at the limit.

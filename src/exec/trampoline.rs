@@ -15,7 +15,7 @@
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
-use crate::guest::Flag;
+use crate::guest::{Flag, RFLAGS_STATUS};
 use crate::translate::{Extended, Stub, at};
 
 /// Code of the prelude and what lies where in it.
@@ -31,9 +31,7 @@ pub(super) struct Prelude {
 /// RFLAGS of the host between guests: nothing but the bit that is always set and interrupts.
 const HOST_RFLAGS: i32 = 0x202;
 /// What else there is in RFLAGS but the status flags. Where none of it is set, POPF is dear.
-const UNUSUAL: i32 = !(HOST_RFLAGS | STATUS);
-/// CF, PF, AF, ZF, SF and OF.
-const STATUS: i32 = 0x8d5;
+const UNUSUAL: i32 = !(HOST_RFLAGS | RFLAGS_STATUS as i32);
 
 /// Guest registers that are in the host register of their number.
 const IN_PLACE: [u8; 13] = [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13];

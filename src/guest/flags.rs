@@ -21,6 +21,14 @@ pub const RFLAGS_USER: u64 = {
     mask & !Flag::IF.mask()
 };
 
+/// The status flags, which arithmetic sets: CF PF AF ZF SF OF.
+pub const RFLAGS_STATUS: u64 = Flag::CF.mask()
+    | Flag::PF.mask()
+    | Flag::AF.mask()
+    | Flag::ZF.mask()
+    | Flag::SF.mask()
+    | Flag::OF.mask();
+
 /// One bit of RFLAGS that user code can see. It can change all of them but IF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names are the manual's own")]

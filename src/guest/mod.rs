@@ -15,7 +15,7 @@ pub(crate) use decoder::{
     decoder_of, is_repeated_string, locks_register_bit, memory_bytes, unchecked_decoder,
     with_ignored_bits,
 };
-pub use flags::{Flag, RFLAGS_ALWAYS_ONE, RFLAGS_DEFAULT, RFLAGS_USER};
+pub use flags::{Flag, RFLAGS_ALWAYS_ONE, RFLAGS_DEFAULT, RFLAGS_STATUS, RFLAGS_USER};
 pub use host_features::{HostFeatures, Vendor};
 pub use permissions::Permissions;
 pub use state::{
