@@ -10,8 +10,6 @@ mod atomics;
 mod crossing;
 #[path = "vcpus/guest.rs"]
 mod guest;
-#[path = "vcpus/kept.rs"]
-mod kept;
 #[path = "vcpus/litmus.rs"]
 mod litmus;
 #[path = "vcpus/mix.rs"]

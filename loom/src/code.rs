@@ -12,8 +12,6 @@ pub(crate) mod chunks;
 pub(crate) mod gate;
 #[path = "../../src/code/index.rs"]
 pub(crate) mod index;
-#[path = "../../src/code/keep.rs"]
-pub(crate) mod keep;
 #[path = "../../src/code/limbo.rs"]
 pub(crate) mod limbo;
 #[path = "../../src/code/sync.rs"]

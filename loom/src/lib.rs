@@ -5,8 +5,6 @@
 #[cfg(all(loom, test))]
 mod code;
 #[cfg(all(loom, test))]
-mod fair;
-#[cfg(all(loom, test))]
 mod models;
 #[cfg(all(loom, test))]
 mod poison;

@@ -21,9 +21,7 @@
 //! (I4): of the vCPU's store of its place and the invalidator's count, each followed by a fence and a
 //! look at the other, one sees the other.
 
-use super::sync::{
-    Arc, AtomicBool, AtomicU64, Mutex, Ordering, PoisonError, fence, store_fenced, yield_now,
-};
+use super::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, PoisonError, fence, yield_now};
 
 /// What a vCPU's polls look at. Rings from any thread; quieted by its vCPU alone.
 pub(crate) trait Bell {
@@ -75,10 +73,11 @@ impl<B: Bell> Gate<B> {
     /// The vCPU is inside from here on. Gives the generation it is in.
     pub(crate) fn enter(&self, gates: &Gates<B>) -> u64 {
         let passes = self.passes.load(Ordering::Relaxed);
-        // Releases, since `wait` may see the vCPU inside again without having seen it outside. Its fence pairs
-        // with that of `wait`.
-        store_fenced(&self.passes, passes + 1);
-        gates.generation.load(Ordering::SeqCst)
+        // Releases, since `wait` may see the vCPU inside again without having seen it outside.
+        self.passes.store(passes + 1, Ordering::Release);
+        // Pairs with that of `wait`.
+        fence(Ordering::SeqCst);
+        gates.generation.load(Ordering::Acquire)
     }
 
     /// It is outside.
@@ -132,11 +131,6 @@ impl<B: Bell> Gates<B> {
     /// vCPUs that may still be in it, for [`Self::wait`].
     pub(crate) fn invalidated(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-        self.ring();
-    }
-
-    /// Has each vCPU that is inside come out at its next poll.
-    pub(crate) fn ring(&self) {
         self.list(|all| all.iter().for_each(|gate| gate.bell.ring()));
     }
 

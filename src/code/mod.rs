@@ -13,7 +13,6 @@ mod epoch;
 mod figures;
 pub(crate) mod gate;
 mod index;
-pub(crate) mod keep;
 mod limbo;
 mod region;
 mod retire;

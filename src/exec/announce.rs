@@ -13,12 +13,11 @@ use std::panic::{self, AssertUnwindSafe};
 use super::core::Core;
 use super::exit::Exit;
 use super::hook_context::HookContext;
-use super::hooks::{CodeCall, Span};
+use super::hooks::Span;
 use super::shared::{Running, Shared};
 use super::trace::Noted;
 use super::vcpu::{End, Handled, Vcpu, Way};
 use crate::code::Pinned;
-use crate::code::keep::Kept;
 use crate::guest::GuestAddress;
 
 /// What a vCPU knows of how it came to RIP.
@@ -114,7 +113,7 @@ impl Vcpu {
         let due = self.hooks.as_ref().and_then(|hooks| hooks.due(pc, self.place, true).next());
         if due.is_some() {
             running.release();
-            if self.tell(shared, pc, true, &mut None) {
+            if self.tell(shared, pc, true) {
                 return Met::Exit(Exit::Stopped);
             }
         }
@@ -141,8 +140,7 @@ impl Vcpu {
         let wanted = counted || self.recorded().is_some();
         let (left, noted) = if wanted { self.undone(running.core()) } else { Default::default() };
         running.release();
-        let kept = &mut running.kept;
-        let told = AssertUnwindSafe(|| pinned.unpinned(|| self.tell(shared, pc, arrival, kept)));
+        let told = AssertUnwindSafe(|| pinned.unpinned(|| self.tell(shared, pc, arrival)));
         let told = panic::catch_unwind(told);
         // A block that is current now stays until the epoch is not pinned any more (see `Limbo`).
         let current = shared.gates.generation() == self.generation && matches!(told, Ok(false));
@@ -179,20 +177,14 @@ impl Vcpu {
         (translated.instructions - done, Noted::of(translated, located.offset))
     }
 
-    /// Calls the hooks that are due at `pc`, and keeps the last one's lock; whether one wants the run to end.
-    fn tell(
-        &mut self,
-        shared: &Shared,
-        pc: GuestAddress,
-        arrival: bool,
-        kept: &mut Option<Kept<CodeCall>>,
-    ) -> bool {
+    /// Calls the hooks that are due at `pc`; whether one wants the run to end.
+    fn tell(&mut self, shared: &Shared, pc: GuestAddress, arrival: bool) -> bool {
         let place = self.place;
         self.place.tell(pc);
         let Some(hooks) = self.hooks.take() else { return false };
         let mut context = HookContext { vcpu: self, shared, stop: false };
         for closure in hooks.due(pc, place, arrival) {
-            closure.with_kept(kept, || shared.gates.ring(), |call| call(&mut context));
+            closure.with(|call| call(&mut context));
         }
         let stop = context.stop;
         self.hooks = Some(hooks);

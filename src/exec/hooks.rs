@@ -27,8 +27,7 @@ use std::ops::{Bound, RangeBounds};
 use super::announce::Place;
 use super::hook_context::{HookContext, MemoryAccess};
 use super::trace::Traced;
-use crate::code::keep::{Keepable, Kept};
-use crate::code::sync::{Arc, AtomicBool, FairMutex, Ordering};
+use crate::code::sync::{Arc, AtomicBool, Mutex, Ordering, PoisonError};
 use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE};
 use crate::memory::MapError;
 use crate::translate::{Announced, Recorded, TraceOf};
@@ -93,7 +92,7 @@ impl Span {
     }
 }
 
-pub(super) type CodeCall = dyn FnMut(&mut HookContext<'_>) + Send;
+type CodeCall = dyn FnMut(&mut HookContext<'_>) + Send;
 pub(super) type TraceCall = dyn FnMut(Traced<'_>) + Send;
 pub(super) type MemoryCall = dyn FnMut(&MemoryAccess<'_>) + Send;
 
@@ -102,13 +101,6 @@ struct Hook<Call: ?Sized> {
     id: HookId,
     span: Span,
     closure: Arc<Closure<Call>>,
-}
-
-impl<Call: ?Sized> Hook<Call> {
-    fn new(id: HookId, span: Span, call: Arc<FairMutex<Call>>) -> Self {
-        let closure = Closure { removed: AtomicBool::new(false), call: Keepable::new(call) };
-        Self { id, span, closure: Arc::new(closure) }
-    }
 }
 
 impl<Call: ?Sized> Clone for Hook<Call> {
@@ -193,26 +185,27 @@ impl HookSet {
 /// What a hook calls, until it is removed.
 pub(super) struct Closure<Call: ?Sized> {
     removed: AtomicBool,
-    call: Keepable<Call>,
+    call: Mutex<Call>,
+}
+
+impl<Call> Closure<Call> {
+    fn new(call: Call) -> Arc<Self> {
+        Arc::new(Self { removed: AtomicBool::new(false), call: Mutex::new(call) })
+    }
 }
 
 impl<Call: ?Sized> Closure<Call> {
     pub(super) fn with(&self, work: impl FnOnce(&mut Call)) {
-        self.with_kept(&mut None, || (), work);
+        let mut call = self.call.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.removed.load(Ordering::Acquire) {
+            work(&mut call);
+        }
     }
 
-    /// The same, under a lock that may be `kept` for the next call.
-    pub(super) fn with_kept(
-        &self,
-        kept: &mut Option<Kept<Call>>,
-        ring: impl FnOnce(),
-        work: impl FnOnce(&mut Call),
-    ) {
-        self.call.with(kept, ring, |call| {
-            if !self.removed.load(Ordering::Acquire) {
-                work(call);
-            }
-        });
+    /// From here on no call begins.
+    fn remove(self: Arc<Self>) -> Arc<Self> {
+        self.removed.store(true, Ordering::Release);
+        self
     }
 }
 
@@ -248,7 +241,7 @@ impl Hooks {
         call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
     ) -> HookId {
         let id = self.new_id();
-        Arc::make_mut(&mut self.set).code.push(Hook::new(id, span, Arc::new(FairMutex::new(call))));
+        Arc::make_mut(&mut self.set).code.push(Hook { id, span, closure: Closure::new(call) });
         self.note_change();
         id
     }
@@ -259,11 +252,7 @@ impl Hooks {
         call: impl FnMut(&mut HookContext<'_>) + Send + 'static,
     ) -> HookId {
         let id = self.new_id();
-        Arc::make_mut(&mut self.set).blocks.push(Hook::new(
-            id,
-            span,
-            Arc::new(FairMutex::new(call)),
-        ));
+        Arc::make_mut(&mut self.set).blocks.push(Hook { id, span, closure: Closure::new(call) });
         self.note_change();
         id
     }
@@ -278,8 +267,8 @@ impl Hooks {
             return None;
         }
         let id = self.new_id();
-        let hook: Hook<TraceCall> = Hook::new(id, span, Arc::new(FairMutex::new(call)));
-        Arc::make_mut(&mut self.set).trace = Some((of, hook));
+        let closure: Arc<Closure<TraceCall>> = Closure::new(call);
+        Arc::make_mut(&mut self.set).trace = Some((of, Hook { id, span, closure }));
         self.note_change();
         Some(id)
     }
@@ -291,11 +280,7 @@ impl Hooks {
         call: impl FnMut(&MemoryAccess<'_>) + Send + 'static,
     ) -> HookId {
         let id = self.new_id();
-        Arc::make_mut(&mut self.set).memory.push(Hook::new(
-            id,
-            span,
-            Arc::new(FairMutex::new(call)),
-        ));
+        Arc::make_mut(&mut self.set).memory.push(Hook { id, span, closure: Closure::new(call) });
         id
     }
 
@@ -307,18 +292,16 @@ impl Hooks {
             Some(hooks.remove(at))
         });
         if let Some(hook) = taken {
-            hook.closure.removed.store(true, Ordering::Release);
             self.note_change();
-            return Some((hook.span, Removed::Code(hook.closure)));
+            return Some((hook.span, Removed::Code(hook.closure.remove())));
         }
         if let Some((_, hook)) = set.trace.take_if(|(_, hook)| hook.id == id) {
-            hook.closure.removed.store(true, Ordering::Release);
             self.note_change();
-            return Some((hook.span, Removed::Trace(hook.closure)));
+            return Some((hook.span, Removed::Trace(hook.closure.remove())));
         }
         let place = set.memory.iter().position(|hook| hook.id == id)?;
         let hook = set.memory.remove(place);
-        Some((hook.span, Removed::Memory(hook.closure)))
+        Some((hook.span, Removed::Memory(hook.closure.remove())))
     }
 
     /// Whether there was none yet.

@@ -7,10 +7,8 @@
 use std::ops::{Deref, DerefMut};
 
 use super::core::Core;
-use super::hooks::CodeCall;
 use super::vcpu_memory::{Door, PollCell};
 use crate::code::gate::Gates;
-use crate::code::keep::Kept;
 use crate::code::sync::{Arc, AtomicU64, FairGuard, FairMutex, Ordering};
 use crate::code::{Epoch, Lookups};
 
@@ -30,8 +28,6 @@ pub(super) struct Shared {
 pub(super) struct Running<'a> {
     shared: &'a Shared,
     core: Option<Locked<'a>>,
-    /// The lock of the hook that was called last, while guest code runs.
-    pub(super) kept: Option<Kept<CodeCall>>,
 }
 
 /// The machine's lock, held, and what is under it.
@@ -72,7 +68,7 @@ impl Shared {
 
 impl<'a> Running<'a> {
     pub(super) fn new(shared: &'a Shared) -> Self {
-        Self { shared, core: None, kept: None }
+        Self { shared, core: None }
     }
 
     /// Takes the lock, if it is not held.

@@ -377,7 +377,6 @@ impl Vcpu {
                 Handled::End(end) => break end,
             }
         };
-        running.kept = None;
         if let Some(left) = left {
             let now = self.memory.block().budget as u64;
             self.executed += *left - now;

@@ -360,3 +360,28 @@ fn a_long_string_instruction_keeps_nobody_from_the_machine() {
         assert!(called < BYTES, "the instruction was done before others had their turn");
     });
 }
+
+/// vCPUs know the hooks by themselves: what comes and goes beside another hook, they are told.
+#[test]
+fn one_of_two_hooks_comes_and_goes() {
+    let mut guest = guest(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again).unwrap();
+        a.mov(rax, qword_ptr(rdi)).unwrap();
+        a.dec(rcx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+    });
+    guest.vcpu.set_gpr(RDI, DATA);
+    let seen = |guest: &mut Guest, hooks: &[&Notes<Access>]| {
+        guest.vcpu.set_gpr(RCX, 10);
+        guest.run();
+        hooks.iter().map(|notes| notes.take().len()).collect::<Vec<_>>()
+    };
+    let (stays, _) = hook(&guest, DATA, DATA + 8);
+    assert_eq!(seen(&mut guest, &[&stays]), [10]);
+    let (goes, id) = hook(&guest, DATA, DATA + 8);
+    assert_eq!(seen(&mut guest, &[&stays, &goes]), [10, 10]);
+    assert!(guest.machine.remove_hook(id));
+    assert_eq!(seen(&mut guest, &[&stays, &goes]), [10, 0]);
+}

@@ -16,7 +16,6 @@ mod support;
 mod chunks;
 mod gate;
 mod index;
-mod keep;
 mod limbo;
 mod page;
 mod table;
