@@ -12,7 +12,7 @@ RUNTIME ?= libfuzzer
 # Bugs that `make test` seeds: in the translator, in memory, in regions, in the run loop.
 SABOTAGE_QUICK = flags-lost-in-probe alias-not-watched adopts-other-bytes trap-lost-behind-an-assist
 
-.PHONY: help deps build campaign report test check loom loom-deep sabotage sabotage-document fuzz-smoke test-cluster-build test-launcher corpus bench-record counts-record regions-record plots clean
+.PHONY: help deps build campaign report test check loom loom-deep sabotage sabotage-document fuzz-smoke test-cluster-build test-launcher corpus bench-record counts-record profile regions-record plots clean
 
 help:
 	@echo "make campaign    build, then compare the JIT and Unicorn with this processor for $(SECONDS_CAMPAIGN) s"
@@ -29,6 +29,7 @@ help:
 	@echo "make corpus      corpora/fuzz of what the fuzz targets have found, merged and minimised"
 	@echo "make bench-record  tregion bench in full, into benches/record (with qemu-x86_64 where it is installed)"
 	@echo "make counts-record  how many instructions translation and the run loop take, which make test compares"
+	@echo "make profile     what the instructions that the programs of corpora/programs come to on the JIT are for"
 	@echo "make regions-record  what translation regions cost on this machine, into benches/record"
 	@echo "make plots       draws that, for docs/decisions/0005-translation-regions.md"
 	@echo "make deps        install what the build needs beside Rust: cmake, a C compiler, libclang"
@@ -86,6 +87,9 @@ bench-record: build
 
 counts-record: deps
 	$(CARGO) test --release --test instruction_counts -- --record
+
+profile: deps
+	@$(CARGO) test --release --test instruction_counts -- --profile
 
 regions-record: deps
 	$(CARGO) bench --profile release --bench regions

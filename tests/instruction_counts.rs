@@ -1,12 +1,15 @@
 //! How many instructions translation and the run loop take, counted one by one and compared with what
 //! is recorded in `tests/golden/instruction-counts.toml`: a guard that the host's speed and load do not
-//! reach. `make counts-record` records anew.
+//! reach. `make counts-record` records anew. `make profile` tells what the instructions of guest programs are
+//! for (`profile`).
 //!
 //! This program starts itself once for each scenario; the child (`scenarios`) marks where counting
 //! begins and ends, and is single-stepped in between (`tracer`). What the kernel does is not counted.
 //! The same program counts the same each time; other compilers make another program, hence the tolerances.
 #![allow(clippy::unwrap_used, reason = "a test fails where its helper does")]
 
+#[path = "instruction_counts/profile.rs"]
+mod profile;
 #[path = "instruction_counts/scenarios.rs"]
 mod scenarios;
 #[path = "instruction_counts/tracer.rs"]
@@ -49,6 +52,10 @@ fn main() -> ExitCode {
     }
     if cfg!(debug_assertions) {
         println!("skipped: counts are of builds with optimisation");
+        return ExitCode::SUCCESS;
+    }
+    if arguments.iter().any(|argument| argument == "--profile") {
+        profile::print_all();
         return ExitCode::SUCCESS;
     }
     if arguments.iter().any(|argument| argument == "--record") {

@@ -241,13 +241,15 @@ impl Vcpu {
         size: usize,
         written: Option<&[u8]>,
     ) -> Result<(), Exit> {
-        let other;
-        let hooks = match self.hooks.as_ref().filter(|_| self.generation == core.gates.generation())
-        {
-            Some(hooks) => hooks,
+        // The vCPU's own, if there are no others by now: to count references to the machine's would cost more than
+        // to look whose accesses these are.
+        let current = self.generation == core.gates.generation();
+        let others;
+        let hooks = match self.hooks.as_ref().filter(|_| current) {
+            Some(own) => own,
             None => {
-                other = Arc::clone(core.hooks.set());
-                &other
+                others = Arc::clone(core.hooks.set());
+                &others
             }
         };
         let due = hooks.due_for_access(address, size);

@@ -91,7 +91,11 @@ impl Core {
         let (span, removed) = self.hooks.remove(id)?;
         if !removed.is_memory() {
             self.rules_changed(span);
-        } else if let Err(error) = self.trap() {
+            return Some(removed);
+        }
+        // No vCPU is to keep the closure.
+        self.gates.invalidated();
+        if let Err(error) = self.trap() {
             // Accesses still come to the run loop, which finds nobody to call.
             tracing::debug!(%error, "pages stay trapped");
         }

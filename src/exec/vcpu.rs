@@ -69,7 +69,7 @@ pub struct Vcpu {
     pub(super) falls_to: Option<GuestAddress>,
     /// How control came to `pc`; kept up to date where there are code or block hooks.
     pub(super) place: Place,
-    /// The hooks on code and on blocks that there were then; nothing while they are called, and after a panic of one.
+    /// The hooks that there were then; nothing while those on code are called, and after a panic of one.
     pub(super) hooks: Option<Arc<HookSet>>,
     /// Host address of the block by which the code cache was last entered.
     pub(super) first: u64,

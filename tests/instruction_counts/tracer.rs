@@ -108,7 +108,7 @@ fn stop_stepping(pid: Pid) {
 }
 
 /// Takes TF out of the flags that were pushed.
-fn hide_stepping(pid: Pid, stack: u64) {
+pub(crate) fn hide_stepping(pid: Pid, stack: u64) {
     let flags = ptrace::read(pid, stack as *mut c_void).unwrap();
     ptrace::write(pid, stack as *mut c_void, flags & !(TF as i64)).unwrap();
 }

@@ -385,3 +385,28 @@ fn one_of_two_hooks_comes_and_goes() {
     assert!(guest.machine.remove_hook(id));
     assert_eq!(seen(&mut guest, &[&stays, &goes]), [10, 0]);
 }
+
+#[test]
+fn a_removed_hook_is_dropped_once_its_vcpus_have_run() {
+    let mut guest = guest(|a| {
+        a.mov(rax, qword_ptr(rdi)).unwrap();
+        a.hlt().unwrap();
+    });
+    guest.vcpu.set_gpr(RDI, DATA);
+    let held = Arc::new(());
+    let [of_code, of_blocks, of_memory] = [0, 1, 2].map(|_| Arc::clone(&held));
+    let machine = &guest.machine;
+    let all = GuestAddress(0)..GuestAddress(1 << 40);
+    let hooks = [
+        machine.hook_code(all.clone(), move |_| drop(Arc::clone(&of_code))).unwrap(),
+        machine.hook_blocks(all.clone(), move |_| drop(Arc::clone(&of_blocks))).unwrap(),
+        machine.hook_memory(all, move |_| drop(Arc::clone(&of_memory))).unwrap(),
+    ];
+    for (left, id) in [3, 2, 1].into_iter().zip(hooks) {
+        guest.run();
+        assert_eq!(Arc::strong_count(&held), left + 1);
+        assert!(guest.machine.remove_hook(id));
+    }
+    guest.run();
+    assert_eq!(Arc::strong_count(&held), 1);
+}
