@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use iced_x86::{CpuidFeature, Decoder, DecoderOptions, Formatter, IntelFormatter};
-use tregion::campaign::{header, side_by_side};
+use tregion::campaign::{header, minimise_finding, side_by_side};
 use tregion::case::{Case, ExceptionVector, Outcome, Stop, text};
 use tregion::engine::Engine;
 use tregion::engine::isolated::Isolated;
@@ -24,9 +24,7 @@ use tregion::oracle::judge::{EngineVerdict, Finding, judge_outcome};
 const DOCUMENT: &str = "docs/unicorn-differences.md";
 const FOLDER: &str = "corpora/divergence";
 
-/// The worst differences, in the order in which the document tells of them; the others follow
-/// in the
-/// order of the table.
+/// The worst differences, in the order in which the document tells of them; the others follow in the order of the table.
 const WORST: [&str; 15] = [
     "string-compare-crash",
     "lock-aborts",
@@ -121,11 +119,14 @@ fn show(
     Some(Shown { name, case, outcomes: (left, right), differences, findings, head })
 }
 
-fn show_all() -> Vec<Shown> {
+fn unicorn() -> Isolated {
     let arguments = ["worker", "--engine", "unicorn:unfiltered"].map(str::to_owned).to_vec();
     let program = PathBuf::from(env!("CARGO_BIN_EXE_tregion"));
-    let mut unicorn = Isolated::new(program, arguments, "unicorn").unwrap();
-    let mut silicon = Silicon::new().unwrap();
+    Isolated::new(program, arguments, "unicorn").unwrap()
+}
+
+fn show_all() -> Vec<Shown> {
+    let (mut unicorn, mut silicon) = (unicorn(), Silicon::new().unwrap());
     let sse4a = HostFeatures::detect().has(CpuidFeature::SSE4A);
     let runs = |name: &str| sse4a || row_of(name) != Some(NEEDS_SSE4A);
     let (cases, others): (Vec<_>, Vec<_>) = cases().into_iter().partition(|(name, _)| runs(name));
@@ -134,6 +135,22 @@ fn show_all() -> Vec<Shown> {
         .into_iter()
         .filter_map(|(name, case)| show(&mut silicon, &mut unicorn, name, case))
         .collect()
+}
+
+/// The row looks at the case's bytes, so whoever makes it small has to show it those.
+#[test]
+fn what_a_row_explains_by_the_case_is_made_small() {
+    let (mut unicorn, mut silicon) = (unicorn(), Silicon::new().unwrap());
+    let (_, mut case) =
+        cases().into_iter().find(|(name, _)| name == "invalid-loses-flags").unwrap();
+    case.state.gpr[8..].fill(0x1111);
+    let left = silicon.run(&case).unwrap();
+    let right = unicorn.run(&case).unwrap();
+    let verdict = judge_outcome(&mut silicon, &mut unicorn, &case, &left, right);
+    let EngineVerdict::Differs { findings, .. } = verdict else { panic!("it differs") };
+    assert!(findings[0].accepted.is_some());
+    let small = minimise_finding(&mut silicon, &mut unicorn, &findings[0]);
+    assert_eq!(small.state.gpr[8..], [0; 8]);
 }
 
 #[test]

@@ -211,7 +211,7 @@ fn shows_alone(
         executed,
         stops: (left.stop, right.stop),
         differences,
-        case: Case::default(),
+        case: case.clone(),
     };
     is_same(&Finding::new(engine.name(), divergence), finding)
 }

@@ -206,10 +206,11 @@ pub(super) const ROWS: &[Accepted] = &[
         ),
     unicorn("invalid-loses-flags", Where(|instruction| instruction.is_invalid()))
         .stops(both_invalid)
-        .shows(is_flag)
+        .shows(|difference| is_flag(difference) || class(difference) == C::OtherFlags)
         .when(|divergence, _| starts_with(divergence, 0xc4))
         .because(
-            "an encoding among those of BMI that is invalid makes up flags, from nothing, before it faults",
+            "an encoding among those of BMI that is invalid makes up flags, from nothing, before it faults, bits \
+             included that are fixed",
             FOUND,
         ),
     unicorn("waitpkg-is-executed", Mnemonics(&[M::Tpause, M::Umwait, M::Umonitor]))
