@@ -21,7 +21,7 @@ pub fn output(command: &mut Command) -> Result<String, String> {
     if done.status.success() {
         return Ok(text);
     }
-    // Of what cargo tells in JSON, the errors are on its standard error too.
+    // Cargo tells of what it makes in JSON; errors are to be rendered.
     let told = text.lines().filter(|line| !line.starts_with('{')).map(|line| format!("{line}\n"));
     Err(format!("{}{}", told.collect::<String>(), String::from_utf8_lossy(&done.stderr)))
 }

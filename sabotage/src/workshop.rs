@@ -65,7 +65,7 @@ impl Workshop {
     /// The program that has a test of the copy.
     pub(crate) fn build_test(&self, test: &Test) -> Result<PathBuf, String> {
         let mut cargo = self.cargo("test");
-        cargo.args(["--no-run", "--message-format=json"]);
+        cargo.args(["--no-run", "--message-format=json-render-diagnostics"]);
         match test.target.as_str() {
             "lib" => cargo.arg("--lib"),
             target => cargo.args(["--test", target]),

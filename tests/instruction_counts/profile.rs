@@ -45,7 +45,7 @@ const PROGRAMS: [(&str, u64); 16] = [
 ];
 
 /// What an instruction of the host is there for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Purpose {
     /// It is one of the guest's, with operands moved.
     Guest,
@@ -63,15 +63,8 @@ enum Purpose {
     RunLoop,
 }
 
-const ALL: [Purpose; 7] = [
-    Purpose::Guest,
-    Purpose::Probe,
-    Purpose::Poll,
-    Purpose::State,
-    Purpose::Link,
-    Purpose::Way,
-    Purpose::RunLoop,
-];
+/// How many there are.
+const PURPOSES: usize = Purpose::RunLoop as usize + 1;
 
 /// Prints the table.
 pub(crate) fn print_all() {
@@ -80,7 +73,7 @@ pub(crate) fn print_all() {
     let folder = std::env::temp_dir().join(format!("tregion-profile-{}", std::process::id()));
     for (name, work) in PROGRAMS {
         let counts = profile(&build(name, work, &folder));
-        let guest = counts[0].max(1) as f64;
+        let guest = counts[Purpose::Guest as usize].max(1) as f64;
         let shares =
             counts[1..].iter().map(|&count| format!(" {:.0} |", 100.0 * count as f64 / guest));
         println!("| `{name}` |{}", shares.collect::<String>());
@@ -99,7 +92,7 @@ fn build(name: &str, work: u64, folder: &Path) -> String {
 }
 
 /// How many instructions of each purpose a program comes to.
-fn profile(program: &str) -> [u64; ALL.len()] {
+fn profile(program: &str) -> [u64; PURPOSES] {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tregion"));
     command.args(["exec", "--engine", "jit", program]).stdout(Stdio::null());
     let mut child = command.spawn().unwrap();
@@ -108,12 +101,12 @@ fn profile(program: &str) -> [u64; ALL.len()] {
     ptrace::attach(thread).unwrap();
     wait(thread);
     let mut code = Code::of(&child);
-    let mut counts = [0; ALL.len()];
+    let mut counts = [0; PURPOSES];
     let mut signal = None;
     for _ in 0..STEPS {
         let rip = ptrace::getregs(thread).unwrap().rip;
         let (purpose, pushes_flags) = code.purpose(rip);
-        counts[ALL.iter().position(|one| *one == purpose).unwrap()] += 1;
+        counts[purpose as usize] += 1;
         ptrace::step(thread, signal.take()).unwrap();
         signal = Some(wait(thread)).filter(|&stopped| stopped != Signal::SIGTRAP);
         if pushes_flags && signal.is_none() {
@@ -130,7 +123,9 @@ fn busiest(child: &Child) -> Pid {
     let ticks = |thread: &i32| {
         let file = format!("/proc/{}/task/{thread}/stat", child.id());
         let text = fs::read_to_string(file).unwrap();
-        text.split_whitespace().nth(13).unwrap().parse::<u64>().unwrap()
+        // Behind the thread's name, which may hold spaces.
+        let behind = text.rsplit_once(')').unwrap().1;
+        behind.split_whitespace().nth(11).unwrap().parse::<u64>().unwrap()
     };
     let threads = fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
     let threads =

@@ -171,11 +171,16 @@ fn change_in_a_loop(
     });
     let (_machine, mut vcpu) = machine(&code, Permissions::ReadWriteExecute);
     vcpu.set_gpr(RDI, CODE + 4);
+    run_loop(&mut vcpu, (12, times), mark);
+}
+
+/// Runs a loop that counts RCX down so many times to get warm, and so many times marked.
+fn run_loop(vcpu: &mut Vcpu, (warm, times): (u64, u64), mark: Mark<'_>) {
     let mut run_for = |rounds| {
         vcpu.set_gpr(RCX, rounds);
-        run(&mut vcpu, CODE);
+        run(vcpu, CODE);
     };
-    run_for(12);
+    run_for(warm);
     mark();
     run_for(times);
     mark();
@@ -231,14 +236,7 @@ fn code_hook(times: u64, mark: Mark<'_>) {
     });
     let (machine, mut vcpu) = machine(&code, Permissions::ReadExecute);
     machine.hook_code(GuestAddress(CODE)..=GuestAddress(CODE), |_| ()).unwrap();
-    let mut hooked = |rounds| {
-        vcpu.set_gpr(RCX, rounds);
-        run(&mut vcpu, CODE);
-    };
-    hooked(8);
-    mark();
-    hooked(times);
-    mark();
+    run_loop(&mut vcpu, (8, times), mark);
 }
 
 /// A loop with a load of a word that is hooked.
@@ -253,12 +251,5 @@ fn memory_hook(times: u64, mark: Mark<'_>) {
     });
     let (machine, mut vcpu) = machine(&code, Permissions::ReadExecute);
     machine.hook_memory(GuestAddress(DATA)..GuestAddress(DATA + 0x1000), |_| ()).unwrap();
-    let mut hooked = |rounds| {
-        vcpu.set_gpr(RCX, rounds);
-        run(&mut vcpu, CODE);
-    };
-    hooked(8);
-    mark();
-    hooked(times);
-    mark();
+    run_loop(&mut vcpu, (8, times), mark);
 }

@@ -59,7 +59,13 @@ impl Workshop {
 
     fn build(&self, package: &Path, name: &str) -> Result<PathBuf, String> {
         let mut cargo = cargo();
-        cargo.args(["test", "--lib", "--no-run", "--locked", "--message-format=json"]);
+        cargo.args([
+            "test",
+            "--lib",
+            "--no-run",
+            "--locked",
+            "--message-format=json-render-diagnostics",
+        ]);
         cargo.current_dir(package).env("RUSTFLAGS", FLAGS);
         cargo.env("CARGO_TARGET_DIR", self.folder.join("build"));
         let messages = output(&mut cargo).map_err(|message| format!("{name}: {message}"))?;
