@@ -7,7 +7,7 @@ mod common;
 use common::{DATA, case};
 use iced_x86::Mnemonic;
 use iced_x86::code_asm::*;
-use tregion::campaign::{self, Plan, Progress, minimise_finding};
+use tregion::campaign::{self, MINIMISE_TIME, Plan, Progress, minimise_finding};
 use tregion::case::{Case, ExceptionVector, Loss, ObjectId, Outcome, PageChange, Stop, text};
 use tregion::engine::sabotaged::{self, Sabotage, Sabotaged, When};
 use tregion::engine::silicon::Silicon;
@@ -213,7 +213,7 @@ fn the_culprit_is_found_and_the_case_made_small() {
     let finding = findings.first().expect("it is found");
     assert_eq!(finding.key.component, ComponentClass::Gpr);
     assert!(finding.accepted.is_none());
-    let small = minimise_finding(&mut silicon, engine.as_mut(), finding);
+    let small = minimise_finding(&mut silicon, engine.as_mut(), finding, MINIMISE_TIME);
     let code = &small.objects[0].contents;
     let used = code.iter().filter(|&&byte| byte != 0 && byte != 0x90).count();
     assert!(used <= 4, "{}", text::print(&small));

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use iced_x86::{CpuidFeature, Decoder, DecoderOptions, Formatter, IntelFormatter};
-use tregion::campaign::{header, minimise_finding, side_by_side};
+use tregion::campaign::{MINIMISE_TIME, header, minimise_finding, side_by_side};
 use tregion::case::{Case, ExceptionVector, Outcome, Stop, text};
 use tregion::engine::Engine;
 use tregion::engine::isolated::Isolated;
@@ -149,7 +149,7 @@ fn what_a_row_explains_by_the_case_is_made_small() {
     let verdict = judge_outcome(&mut silicon, &mut unicorn, &case, &left, right);
     let EngineVerdict::Differs { findings, .. } = verdict else { panic!("it differs") };
     assert!(findings[0].accepted.is_some());
-    let small = minimise_finding(&mut silicon, &mut unicorn, &findings[0]);
+    let small = minimise_finding(&mut silicon, &mut unicorn, &findings[0], MINIMISE_TIME);
     assert_eq!(small.state.gpr[8..], [0; 8]);
 }
 

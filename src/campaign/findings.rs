@@ -22,7 +22,9 @@ use crate::oracle::minimise::minimise;
 /// How often a minimisation may ask, …
 const MINIMISE_BUDGET: usize = 600;
 /// … and how long it may take: an engine that hangs is slow to answer.
-const MINIMISE_TIME: Duration = Duration::from_secs(20);
+pub const MINIMISE_TIME: Duration = Duration::from_secs(20);
+/// The same for what is known, which need not be shown by the smallest case.
+const MINIMISE_KNOWN_TIME: Duration = Duration::from_secs(1);
 /// Instructions of a smallest case that are looked at.
 const MOST_STEPS: u64 = 4096;
 
@@ -91,7 +93,9 @@ impl Findings {
         let key = (finding.key.clone(), finding.accepted.is_some());
         self.first_of(key, || {
             let (silicon, engine) = engines;
-            let case = minimise_finding(silicon, engine, finding);
+            let known = finding.accepted.is_some();
+            let time = if known { MINIMISE_KNOWN_TIME } else { MINIMISE_TIME };
+            let case = minimise_finding(silicon, engine, finding, time);
             let instructions = executed(silicon, &case) as u64;
             let hash = case.content_hash();
             if let Some(folder) = folder {
@@ -153,8 +157,13 @@ impl Findings {
     }
 }
 
-/// The smallest case found that shows the same finding.
-pub fn minimise_finding(silicon: &mut Silicon, engine: &mut dyn Engine, finding: &Finding) -> Case {
+/// The smallest case found in this time that shows the same finding.
+pub fn minimise_finding(
+    silicon: &mut Silicon,
+    engine: &mut dyn Engine,
+    finding: &Finding,
+    time: Duration,
+) -> Case {
     let case = &finding.divergence.case;
     let mut holds: Box<dyn FnMut(&Case) -> bool> = match &finding.divergence.culprit {
         Culprit::Instruction(instruction) => {
@@ -170,7 +179,7 @@ pub fn minimise_finding(silicon: &mut Silicon, engine: &mut dyn Engine, finding:
         return case.clone();
     }
     let start = Instant::now();
-    minimise(case, MINIMISE_BUDGET, &mut |case| start.elapsed() < MINIMISE_TIME && holds(case)).case
+    minimise(case, MINIMISE_BUDGET, &mut |case| start.elapsed() < time && holds(case)).case
 }
 
 /// How many different instructions `case` executes, `nop` and `hlt` left out.

@@ -31,7 +31,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 pub use case_file::{header, side_by_side};
-pub use findings::{FindingKey, Seen, minimise_finding};
+pub use findings::{FindingKey, MINIMISE_TIME, Seen, minimise_finding};
 pub use folder::FileError;
 pub use ledger::Ledger;
 pub use pairs::MnemonicPairs;

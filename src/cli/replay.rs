@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use tregion::campaign::{header, minimise_finding, side_by_side};
+use tregion::campaign::{MINIMISE_TIME, header, minimise_finding, side_by_side};
 use tregion::case::{Case, Outcome, text};
 use tregion::concurrent::{self, Watcher};
 use tregion::oracle::judge::{EngineVerdict, Finding, Judge, Verdict};
@@ -192,7 +192,7 @@ pub(super) fn minimize(arguments: &MinimizeArguments) -> Result<Found, Failure> 
         return Err(Failure("no engine differs from silicon, so there is nothing to keep".into()));
     };
     let engine = judge.engines[index].as_mut();
-    let mut small = minimise_finding(&mut judge.silicon, engine, &finding);
+    let mut small = minimise_finding(&mut judge.silicon, engine, &finding, MINIMISE_TIME);
     small.note = finding.key.to_string();
     let name = arguments.out.as_deref().unwrap_or(Path::new("FILE")).display();
     let replay = format!("tregion replay {name}");

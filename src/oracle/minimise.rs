@@ -9,6 +9,9 @@
 use crate::case::{Action, Case, Event, ObjectId};
 use crate::guest::{F80, Flag, GuestAddress, PAGE_SIZE, State, decoder};
 
+/// The instruction.
+const HLT: u8 = 0xf4;
+
 /// How far a minimisation came.
 #[derive(Clone, Debug)]
 pub struct Minimised {
@@ -24,13 +27,14 @@ pub fn minimise(case: &Case, budget: usize, holds: &mut dyn FnMut(&Case) -> bool
     loop {
         let before = reducer.best.clone();
         reducer.events();
-        reducer.filling();
+        if !reducer.one_instruction() {
+            reducer.filling();
+        }
         reducer.instructions();
         reducer.state();
         reducer.memory();
         reducer.mappings();
         reducer.objects();
-        reducer.one_instruction();
         if reducer.best == before || reducer.is_spent() {
             return Minimised { case: reducer.best, runs: reducer.runs };
         }
@@ -76,20 +80,29 @@ impl Reducer<'_> {
         }
     }
 
-    /// Makes zeros of all code but the first instruction; if that is too much, of the long runs of one
-    /// byte with which programs are filled up, which are no instructions to try one by one.
-    fn filling(&mut self) {
-        let first = self.decode().first().copied();
-        let alone = first.is_some_and(|first| {
+    /// Leaves one instruction and zeros around it, if that is enough; a `hlt` behind it if it can be, since some
+    /// engines translate all that follows, zeros too. Whether it is.
+    fn one_instruction(&mut self) -> bool {
+        let Some(first) = self.decode().first().copied() else { return false };
+        let limit = self.best.limit;
+        let mut alone = |behind: u8, limit: Option<u64>| {
             self.attempt(|case| {
                 let contents = &mut case.objects[first.object.0].contents;
+                let end = first.offset + first.length;
                 contents[..first.offset].fill(0);
-                contents[first.offset + first.length..].fill(0);
+                contents[end..].fill(0);
+                if let Some(next) = contents.get_mut(end) {
+                    *next = behind;
+                }
+                case.limit = limit;
             })
-        });
-        if alone {
-            return;
-        }
+        };
+        alone(HLT, None) || alone(HLT, limit) || alone(0, limit)
+    }
+
+    /// Makes zeros of the long runs of one byte with which programs are filled up, which are no
+    /// instructions to try one by one.
+    fn filling(&mut self) {
         self.attempt(|case| {
             for object in &mut case.objects {
                 for run in object.contents.chunk_by_mut(|left, right| left == right) {
@@ -97,21 +110,6 @@ impl Reducer<'_> {
                         run.fill(0);
                     }
                 }
-            }
-        });
-    }
-
-    /// Leaves one instruction and a `hlt` behind it, if that is enough.
-    fn one_instruction(&mut self) {
-        let Some(first) = self.decode().first().copied() else { return };
-        self.attempt(|case| {
-            let contents = &mut case.objects[first.object.0].contents;
-            let behind = first.offset + first.length;
-            if let Some(halt) = contents.get_mut(behind) {
-                *halt = 0xf4;
-                contents[behind + 1..].fill(0);
-                contents[..first.offset].fill(0);
-                case.limit = None;
             }
         });
     }
