@@ -24,7 +24,7 @@ const MINIMISE_BUDGET: usize = 600;
 /// … and how long it may take: an engine that hangs is slow to answer.
 pub const MINIMISE_TIME: Duration = Duration::from_secs(20);
 /// The same for what is known, which need not be shown by the smallest case.
-const MINIMISE_KNOWN_TIME: Duration = Duration::from_secs(1);
+const MINIMISE_KNOWN_TIME: Duration = Duration::from_millis(300);
 /// Instructions of a smallest case that are looked at.
 const MOST_STEPS: u64 = 4096;
 

@@ -6,6 +6,8 @@
 //! them helps or the budget of runs is spent. The predicate says whether a candidate still is what is
 //! looked for; only valid cases are offered to it.
 
+use iced_x86::Mnemonic;
+
 use crate::case::{Action, Case, Event, ObjectId};
 use crate::guest::{F80, Flag, GuestAddress, PAGE_SIZE, State, decoder};
 
@@ -68,6 +70,13 @@ impl Reducer<'_> {
         holds
     }
 
+    /// Whether the best case is as `change` makes it.
+    fn is_so(&self, change: impl FnOnce(&mut Case)) -> bool {
+        let mut candidate = self.best.clone();
+        change(&mut candidate);
+        candidate == self.best
+    }
+
     fn events(&mut self) {
         self.attempt(|case| case.events.clear());
         for index in (0..self.best.events.len()).rev() {
@@ -86,7 +95,7 @@ impl Reducer<'_> {
         let Some(first) = self.decode().first().copied() else { return false };
         let limit = self.best.limit;
         let mut alone = |behind: u8, limit: Option<u64>| {
-            self.attempt(|case| {
+            let change = |case: &mut Case| {
                 let contents = &mut case.objects[first.object.0].contents;
                 let end = first.offset + first.length;
                 contents[..first.offset].fill(0);
@@ -95,7 +104,8 @@ impl Reducer<'_> {
                     *next = behind;
                 }
                 case.limit = limit;
-            })
+            };
+            self.is_so(change) || self.attempt(change)
         };
         alone(HLT, None) || alone(HLT, limit) || alone(0, limit)
     }
@@ -114,10 +124,11 @@ impl Reducer<'_> {
         });
     }
 
-    /// Puts `nop` in the place of instructions, decoding linearly from RIP: first runs of them, then
-    /// each by itself. Then tries to begin later.
+    /// Puts `nop` in the place of instructions but `hlt`, decoding linearly from RIP: first runs of them,
+    /// then each by itself. Then tries to begin later.
     fn instructions(&mut self) {
-        let code = self.decode();
+        let mut code = self.decode();
+        code.retain(|place| !place.is_halt);
         let mut size = code.len().next_power_of_two().max(1);
         while size >= 1 {
             for chunk in code.chunks(size).rev() {
@@ -151,6 +162,7 @@ impl Reducer<'_> {
                 offset: offset as usize,
                 length: instruction.len(),
                 address: instruction.ip(),
+                is_halt: instruction.mnemonic() == Mnemonic::Hlt && instruction.len() == 1,
             });
         }
         places
@@ -221,27 +233,32 @@ impl Reducer<'_> {
         }
     }
 
-    /// Makes bytes zero, in halves.
+    /// Makes bytes zero, in halves, but the first `hlt`.
     fn memory(&mut self) {
+        let halt = self.decode().into_iter().find(|place| place.is_halt);
         for object in 0..self.best.objects.len() {
             let length = self.best.objects[object].contents.len();
-            self.zero(object, 0, length);
+            self.zero(object, 0, length, halt);
         }
     }
 
-    fn zero(&mut self, object: usize, start: usize, length: usize) {
+    fn zero(&mut self, object: usize, start: usize, length: usize, halt: Option<Place>) {
+        let clear = |case: &mut Case| {
+            case.objects[object].contents[start..start + length].fill(0);
+            halt.iter().for_each(|place| place.fill(case, HLT));
+        };
         if self.is_spent()
             || self.best.objects[object].contents[start..start + length]
                 .iter()
                 .all(|&byte| byte == 0)
-            || self.attempt(|case| case.objects[object].contents[start..start + length].fill(0))
+            || self.attempt(clear)
             || length == 1
         {
             return;
         }
         let half = length / 2;
-        self.zero(object, start, half);
-        self.zero(object, start + half, length - half);
+        self.zero(object, start, half, halt);
+        self.zero(object, start + half, length - half, halt);
     }
 
     fn mappings(&mut self) {
@@ -277,6 +294,8 @@ struct Place {
     offset: usize,
     length: usize,
     address: u64,
+    /// Whether it is the one byte of `hlt`, without which what lies behind would be executed.
+    is_halt: bool,
 }
 
 impl Place {

@@ -122,8 +122,9 @@ impl Unicorn {
             Some(Trigger::Breakpoint(address)) => (None, Some(address.0)),
             Some(Trigger::Halt) | None => (None, None),
         };
-        machine.observer().begin_leg(wanted.into_iter().chain(left).min(), breakpoint);
-        let end = self.run_to_end(machine, run)?;
+        let count = wanted.into_iter().chain(left).min();
+        machine.observer().begin_leg(count, breakpoint);
+        let end = self.run_to_end(machine, run, count)?;
         let done = machine.observer().done;
         run.executed += done;
         Ok(match end {
@@ -141,12 +142,20 @@ impl Unicorn {
         })
     }
 
-    /// Runs the guest until it pauses or stops, and takes over its registers.
-    fn run_to_end(&mut self, machine: &mut Machine, run: &mut Run<'_>) -> Result<End, Error> {
+    /// Runs the guest until it pauses, at most behind `count` instructions, or stops, and takes over its registers.
+    fn run_to_end(
+        &mut self,
+        machine: &mut Machine,
+        run: &mut Run<'_>,
+        count: Option<u64>,
+    ) -> Result<End, Error> {
         machine.reset()?;
         machine.write_registers(RegisterFile::from_state(&run.state))?;
+        let start = run.state.rip;
+        let code = |length| self.memory.read(&run.map, GuestAddress(start), length);
+        let ends = stretch::ends(code, start, count);
         self.watchdog.begin(machine.stopper());
-        let result = stretch::run(machine, run.state.rip, || self.watchdog.fired());
+        let result = stretch::run(machine, start, &ends, || self.watchdog.fired());
         if self.watchdog.end() {
             return Ok(End::Stop(Stop::TimeLimit));
         }

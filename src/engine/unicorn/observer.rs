@@ -92,6 +92,17 @@ impl Observer {
         }
     }
 
+    /// The guest stands before the instruction at `address`, which was not told of: whether it is to pause there. If
+    /// not, it will be told.
+    pub(super) fn stop_before(&mut self, address: u64) -> bool {
+        let last = self.count == Some(self.done + 1) || self.breakpoint == Some(address);
+        let pauses = self.current.is_some() && last;
+        if pauses {
+            self.pause = self.arrive(address);
+        }
+        pauses
+    }
+
     /// The instruction under way is done, the one at `address` is next.
     fn arrive(&mut self, address: u64) -> Option<Pause> {
         self.current?;

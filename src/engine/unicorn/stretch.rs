@@ -1,4 +1,4 @@
-//! Running a guest so that a failed fetch is reported where it happens.
+//! Running a guest so that a failed fetch is reported where it happens, and no further ahead than need be.
 //!
 //! Unicorn translates ahead. When straight-line code runs off a page into one that cannot be
 //! executed, it reports the fault while it translates the block, with none of the block's
@@ -6,21 +6,78 @@
 //! fault at the end of a page is an ordinary way for a random program to end; so the block is run
 //! again, cut into pieces by exit addresses in front of the page, until the instruction that cannot
 //! be fetched is alone in its block.
+//!
+//! And where a few instructions are to be executed, it translates up to 512, with a call before each: a millisecond.
+//! So the guest stops at exits behind the few, too.
+
+use iced_x86::FlowControl;
+use smallvec::SmallVec;
 
 use super::library::{Error, Machine};
 use super::observer::Access;
-use crate::guest::GuestAddress;
+use crate::guest::{GuestAddress, decoder};
 
 /// The longest instruction.
 const LONGEST: u64 = 15;
 
-/// Runs the guest from `start` until it stops, or `given_up` after it was asked to.
+/// So many instructions are few.
+const FEW: u64 = 8;
+
+/// Where the next instructions end.
+pub(super) type Ends = SmallVec<[u64; 2]>;
+
+/// Where control is after `count` instructions, if that is few and they are those of `code`, which is executed from
+/// `start` on; at the first one that transfers control there is an end too.
+pub(super) fn ends(code: impl FnOnce(usize) -> Vec<u8>, start: u64, count: Option<u64>) -> Ends {
+    let Some(count) = count.filter(|count| *count <= FEW) else { return Ends::new() };
+    let code = code((count * LONGEST) as usize);
+    let next =
+        |instruction: &iced_x86::Instruction| instruction.flow_control() == FlowControl::Next;
+    let mut decoder = decoder(&code, start);
+    let mut left = count;
+    loop {
+        let instruction = decoder.decode();
+        left -= 1;
+        if instruction.is_invalid() {
+            return Ends::new();
+        }
+        if left == 0 || !next(&instruction) {
+            let targets = [instruction.next_ip(), instruction.near_branch_target()];
+            let known = usize::from(is_direct(&instruction));
+            return targets[..=known].iter().copied().filter(|end| *end != start).collect();
+        }
+    }
+}
+
+fn is_direct(instruction: &iced_x86::Instruction) -> bool {
+    instruction.is_jmp_short_or_near()
+        || instruction.is_jcc_short_or_near()
+        || instruction.is_call_near()
+}
+
+/// Runs the guest from `start` until it stops, or `given_up` after it was asked to. Where it comes to one of `ends`, it
+/// is looked whether it is to pause.
 pub(super) fn run(
     machine: &mut Machine,
-    start: u64,
+    mut start: u64,
+    ends: &[u64],
     given_up: impl Fn() -> bool,
 ) -> Result<(), Error> {
-    let result = machine.start(start);
+    if !ends.is_empty() {
+        machine.set_exits(ends)?;
+    }
+    let mut result = machine.start(start);
+    if !ends.is_empty() {
+        machine.set_exits(&[])?;
+        // What was translated still ends there.
+        while result.is_ok() && !machine.observer().is_stopped() && !given_up() {
+            start = machine.read_registers()?.rip();
+            if !ends.contains(&start) || machine.observer().stop_before(start) {
+                break;
+            }
+            result = machine.start(start);
+        }
+    }
     match early_fault(machine)? {
         Some((rip, page)) => {
             let result = run_in_pieces(machine, rip, page, given_up);

@@ -10,6 +10,7 @@ use super::super::conditions::{
 use super::super::instructions::has_memory;
 use super::{FOUND, unicorn};
 use crate::oracle::compare::ComponentClass as C;
+use crate::oracle::localise::Divergence;
 
 pub(super) const ROWS: &[Accepted] = &[
     unicorn("compare-exchange-loses-flags", Mnemonics(&[M::Cmpxchg8b, M::Cmpxchg16b]))
@@ -27,10 +28,13 @@ pub(super) const ROWS: &[Accepted] = &[
     ),
     unicorn("own-code-write-loses-flags", Where(has_memory))
         .in_sequence()
-        .shows(|difference| is_flag(difference) || class(difference) == C::Memory)
-        .when(|divergence, _| can_write_code(divergence))
+        .when(|divergence, difference| {
+            let lost = is_flag(difference) || class(difference) == C::Memory;
+            can_write_code(divergence) && (lost || may_come_from_flags(divergence))
+        })
         .because(
-            "a store that hits the running block goes on with flags as of an earlier instruction",
+            "a store that hits the running block goes on with flags as of an earlier instruction, and so \
+             does what reads them behind it",
             FOUND,
         ),
     unicorn("flags-read-before-fault", Where(|code| has_memory(code) && code.rflags_read() != 0))
@@ -78,6 +82,15 @@ pub(super) const ROWS: &[Accepted] = &[
             FOUND,
         ),
 ];
+
+/// Whether flags differ, and are read by what was executed or may be behind it.
+fn may_come_from_flags(divergence: &Divergence) -> bool {
+    let executed = &divergence.executed;
+    let goes_on = |limit| limit > executed.len() as u64;
+    let read = divergence.case.limit.is_none_or(goes_on)
+        || executed.iter().any(|code| code.rflags_read() != 0);
+    read && divergence.differences.iter().any(is_flag)
+}
 
 fn pushes_flags(code: &Instruction) -> bool {
     matches!(code.mnemonic(), M::Pushf | M::Pushfq)
