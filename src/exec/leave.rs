@@ -13,6 +13,10 @@ use crate::translate::{
     ENTRY, Exit, Leave, Purpose, Recovery, Stub, TranslatedBlock, X87Opcode, is_canonical,
 };
 
+/// Entries of the jump cache that are emptied before its memory is given back: it has a page for each 512 of them, and
+/// to touch a page again costs as much as some ten ways out for an entry.
+const EMPTIED_UNTIL_GIVEN_BACK: usize = 1024;
+
 impl Vcpu {
     /// Interprets a call of a stub.
     pub(super) fn left(&mut self, core: &mut Core, counted: bool) -> Handled {
@@ -220,14 +224,20 @@ impl Vcpu {
         self.memory.block_mut().jump_tags[usize::from(index)] = dropped_target(index);
     }
 
-    /// Empties the jump cache.
+    /// Empties the jump cache. Which of its pages are touched changes from guest to guest: they are given
+    /// back now and then.
     pub(super) fn reset_jump_cache(&mut self) {
+        self.emptied += self.filled.len();
         let tags = &mut self.memory.block_mut().jump_tags;
         for index in self.filled.drain(..) {
             tags[usize::from(index)] = no_target(index);
         }
+        if self.emptied > EMPTIED_UNTIL_GIVEN_BACK {
+            self.memory.give_back_jump_cache();
+            self.emptied = 0;
+        }
         // The zeroed entry for addresses whose low bits are zero would match address 0.
-        tags[0] = no_target(0);
+        self.memory.block_mut().jump_tags[0] = no_target(0);
     }
 
     /// The x87 unit notes the address of its last instruction, which is the host's: makes it the

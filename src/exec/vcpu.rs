@@ -56,6 +56,8 @@ pub struct Vcpu {
     pub(super) pkru: u32,
     /// Entries of the jump cache that are in use, …
     pub(super) filled: Vec<u16>,
+    /// … how many were emptied since its memory was given back, …
+    pub(super) emptied: usize,
     /// … whether they lead to blocks that count their instructions, …
     counted: bool,
     /// … and how often code was invalidated when they were known to be right, …
@@ -145,6 +147,7 @@ impl Vcpu {
             selectors: Selectors::default(),
             pkru: PKRU_DEFAULT,
             filled: Vec::new(),
+            emptied: 0,
             counted: false,
             generation: u64::MAX,
             on_code: true,

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "owns mapped pages that translated code uses, and calls that code")]
 
 use std::io;
+use std::mem::offset_of;
 use std::ptr::NonNull;
 
 use super::signals::INTERRUPT;
@@ -249,6 +250,20 @@ impl VcpuMemory {
         Ok(())
     }
 
+    /// Gives the memory of the jump cache back, all of whose entries are zero then. Where the host does not take it,
+    /// they are as they were.
+    pub(super) fn give_back_jump_cache(&mut self) {
+        const START: usize = offset_of!(VcpuBlock, jump_tags);
+        const SIZE: usize = offset_of!(VcpuBlock, probe) - START;
+        const { assert!(START.is_multiple_of(SLOT_PAGE) && SIZE.is_multiple_of(SLOT_PAGE)) };
+        // SAFETY: whole pages of our own mapping with nothing but the two arrays of words, which may be zero; nobody
+        // else uses them, since `self` is borrowed.
+        unsafe {
+            let start = self.pages.start.as_ptr().add(BLOCK_AT + START);
+            libc::madvise(start.cast(), SIZE, libc::MADV_DONTNEED);
+        }
+    }
+
     fn records_start(&self) -> *mut u64 {
         // SAFETY: inside the mapping; page-aligned, since it begins and all its parts are.
         unsafe { self.pages.start.as_ptr().add(RECORDS_AT).cast() }
@@ -314,5 +329,23 @@ impl VcpuMemory {
             function(self.pages.block());
         }
         self.block_mut().thread = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jump_cache_that_is_given_back_is_zero_and_nothing_else_is() {
+        let mut memory = VcpuMemory::new().unwrap();
+        let block = memory.block_mut();
+        block.jump_tags.fill(1);
+        block.jump_hosts.fill(2);
+        block.slot.0.fill(3);
+        memory.give_back_jump_cache();
+        let block = memory.block();
+        assert!(block.jump_tags.iter().chain(&block.jump_hosts).all(|&word| word == 0));
+        assert!(block.slot.0.iter().all(|&byte| byte == 3));
     }
 }
