@@ -16,7 +16,10 @@ use iced_x86::{Code, CpuidFeature, Decoder, EncodingKind, Instruction, Mnemonic}
 
 use crate::case::{Action, Case};
 use crate::engine::Unsupported;
-use crate::guest::{GuestAddress, PAGE_SIZE, decoder, locks_register_bit, unchecked_decoder};
+use crate::guest::{GuestAddress, decoder, locks_register_bit, unchecked_decoder};
+
+/// Bytes of filling that are looked at at once.
+const BLOCK: usize = 64;
 
 /// Which cases an engine refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,10 +83,18 @@ fn refused_in(bytes: &[u8], start: GuestAddress, filter: Filter) -> Option<&'sta
 /// Moves on to the end of a run of `int3`, with which programs are often filled up.
 fn skip_filling(decoder: &mut Decoder<'_>, bytes: &[u8]) {
     let position = decoder.position();
-    let filling = bytes[position..].iter().take_while(|&&byte| byte == 0xcc).count();
+    let filling = filling(&bytes[position..]);
     if decoder.set_position(position + filling).is_ok() {
         decoder.set_ip(decoder.ip() + filling as u64);
     }
+}
+
+/// How many bytes of `int3` begin `bytes`.
+fn filling(bytes: &[u8]) -> usize {
+    // A block at a time, which is a few vector instructions.
+    let blocks = bytes.as_chunks::<BLOCK>().0;
+    let whole = BLOCK * blocks.iter().take_while(|block| **block == [0xcc; BLOCK]).count();
+    whole + bytes[whole..].iter().take_while(|&&byte| byte == 0xcc).count()
 }
 
 fn crashes(code: Code) -> bool {
@@ -141,12 +152,9 @@ fn lacking_extension(code: Code) -> Option<&'static str> {
 
 /// `bytes` up to the last that is not zero: code is mostly less than the page that it lies in.
 fn without_zero_tail(bytes: &[u8]) -> &[u8] {
-    const STEP: usize = 64;
-    const ZEROS: [u8; STEP] = [0; STEP];
-    debug_assert!(PAGE_SIZE.is_multiple_of(STEP as u64));
     let mut end = bytes.len();
-    while end >= STEP && bytes[end - STEP..end] == ZEROS {
-        end -= STEP;
+    while end >= BLOCK && bytes[end - BLOCK..end] == [0; BLOCK] {
+        end -= BLOCK;
     }
     while end > 0 && bytes[end - 1] == 0 {
         end -= 1;
@@ -180,9 +188,11 @@ mod tests {
 
     #[test]
     fn code_behind_filling_is_seen() {
-        let mut code = vec![0xcc; 100];
-        code.extend([0xc5, 0xfc, 0x58, 0xc1]);
-        assert_eq!(lacks(&code), Some("256-bit VEX"));
+        for length in [1, 63, 64, 65, 100, 128, 1000] {
+            let mut code = vec![0xcc; length];
+            code.extend([0xc5, 0xfc, 0x58, 0xc1]);
+            assert_eq!(lacks(&code), Some("256-bit VEX"), "{length}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! And where a few instructions are to be executed, it translates up to 512, with a call before each: a millisecond.
 //! So the guest stops at exits behind the few, too.
 
-use iced_x86::FlowControl;
+use iced_x86::{FlowControl, Instruction, OpKind};
 use smallvec::SmallVec;
 
 use super::library::{Error, Machine};
@@ -31,8 +31,7 @@ pub(super) type Ends = SmallVec<[u64; 2]>;
 pub(super) fn ends(code: impl FnOnce(usize) -> Vec<u8>, start: u64, count: Option<u64>) -> Ends {
     let Some(count) = count.filter(|count| *count <= FEW) else { return Ends::new() };
     let code = code((count * LONGEST) as usize);
-    let next =
-        |instruction: &iced_x86::Instruction| instruction.flow_control() == FlowControl::Next;
+    let next = |instruction: &Instruction| instruction.flow_control() == FlowControl::Next;
     let mut decoder = decoder(&code, start);
     let mut left = count;
     loop {
@@ -49,10 +48,9 @@ pub(super) fn ends(code: impl FnOnce(usize) -> Vec<u8>, start: u64, count: Optio
     }
 }
 
-fn is_direct(instruction: &iced_x86::Instruction) -> bool {
-    instruction.is_jmp_short_or_near()
-        || instruction.is_jcc_short_or_near()
-        || instruction.is_call_near()
+fn is_direct(instruction: &Instruction) -> bool {
+    let targets = [OpKind::NearBranch16, OpKind::NearBranch32, OpKind::NearBranch64];
+    targets.contains(&instruction.op0_kind())
 }
 
 /// Runs the guest from `start` until it stops, or `given_up` after it was asked to. Where it comes to one of `ends`, it
@@ -117,5 +115,44 @@ fn run_in_pieces(
             }
             None => start = machine.read_registers()?.rip(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: u64 = 0x1000;
+
+    fn ends_of(code: &[u8], count: Option<u64>) -> Vec<u64> {
+        ends(|length| code[..length.min(code.len())].to_vec(), START, count).to_vec()
+    }
+
+    #[test]
+    fn few_instructions_end_behind_the_last() {
+        // nop; mov eax, 1; nop …
+        let mut code = vec![0x90, 0xb8, 1, 0, 0, 0];
+        code.resize(100, 0x90);
+        assert_eq!(ends_of(&code, Some(1)), [START + 1]);
+        assert_eq!(ends_of(&code, Some(2)), [START + 6]);
+        assert_eq!(ends_of(&code, Some(FEW)), [START + 6 + FEW - 2]);
+        assert!(ends_of(&code, Some(FEW + 1)).is_empty());
+        assert!(ends_of(&code, None).is_empty());
+    }
+
+    #[test]
+    fn a_transfer_of_control_ends_where_it_may_lead() {
+        assert_eq!(ends_of(&[0x90, 0x74, 0x10, 0x90], Some(5)), [START + 3, START + 0x13]);
+        assert_eq!(ends_of(&[0xff, 0xe0, 0x90], Some(5)), [START + 2]);
+        assert_eq!(ends_of(&[0xe2, 0x10], Some(5)), [START + 2, START + 0x12]);
+        // Where control began it stays.
+        assert_eq!(ends_of(&[0xe2, 0xfe, 0x90], Some(5)), [START + 2]);
+        assert_eq!(ends_of(&[0xeb, 0xfe, 0x90], Some(5)), [START + 2]);
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_has_no_end() {
+        assert!(ends_of(&[0x90, 0x0f], Some(3)).is_empty());
+        assert!(ends_of(&[], Some(1)).is_empty());
     }
 }
