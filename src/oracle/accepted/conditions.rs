@@ -143,12 +143,12 @@ pub(super) fn always(_: &Divergence, _: &Difference) -> bool {
     true
 }
 
-/// Whether the culprit's encoding has this legacy prefix.
+/// Whether the culprit's encoding has this legacy prefix. A REX prefix with others behind it is none, and ignored.
 pub(super) fn has_prefix(divergence: &Divergence, wanted: u8) -> bool {
     const PREFIXES: [u8; 11] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3];
     code_of(divergence)
         .iter()
-        .take_while(|byte| PREFIXES.contains(byte))
+        .take_while(|byte| PREFIXES.contains(byte) || (0x40..=0x4f).contains(*byte))
         .any(|&byte| byte == wanted)
 }
 

@@ -83,13 +83,14 @@ pub(super) const ROWS: &[Accepted] = &[
         ),
 ];
 
-/// Whether flags differ, and are read by what was executed or may be behind it.
+/// Whether flags that a store lost are read behind it: by what was executed, or, where they differ still, by what may
+/// be executed yet.
 fn may_come_from_flags(divergence: &Divergence) -> bool {
     let executed = &divergence.executed;
+    let mut behind = executed.iter().skip_while(|code| !has_memory(code)).skip(1);
     let goes_on = |limit| limit > executed.len() as u64;
-    let read = divergence.case.limit.is_none_or(goes_on)
-        || executed.iter().any(|code| code.rflags_read() != 0);
-    read && divergence.differences.iter().any(is_flag)
+    behind.any(|code| code.rflags_read() != 0)
+        || divergence.case.limit.is_none_or(goes_on) && divergence.differences.iter().any(is_flag)
 }
 
 fn pushes_flags(code: &Instruction) -> bool {
