@@ -179,6 +179,7 @@ pub(super) const ROWS: &[Accepted] = &[
             FOUND,
         ),
     unicorn("lock-aborts-ahead", Where(|_| true))
+        .in_sequence()
         .stops(|stops| matches!(stops.1, Stop::Lost(Loss::Killed { .. })))
         .when(|divergence, _| leads_to_locked_bit(divergence))
         .loses()
