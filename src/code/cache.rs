@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 use super::arena::{Arena, CHUNK_BYTES};
 use super::epoch::{Epoch, Participant};
@@ -18,7 +19,7 @@ use super::region::{Block, Key, Region, RegionId, Source, Wanted};
 use super::sync::{Arc, Guard};
 use super::table::Table;
 use crate::guest::{GuestAddress, PAGE_SIZE};
-use crate::translate::{CODE_ALIGNMENT, ENTRY, Stub, TranslatedBlock};
+use crate::translate::{CODE_ALIGNMENT, ENTRY, Leave, Stub, TranslatedBlock};
 
 /// See the file's head.
 #[derive(Debug)]
@@ -56,6 +57,8 @@ pub(crate) struct Lookups(pub(super) Table<u64>);
 /// Opcodes with a 32-bit displacement.
 const CALL: u8 = 0xe8;
 const JUMP: u8 = 0xe9;
+/// Blocks that are looked through for jumps to one whose place another takes.
+const MOST_REJOINED: usize = 64;
 
 /// Lists of the table; more pages than this share lists.
 const BUCKETS: usize = 1 << 12;
@@ -341,6 +344,27 @@ impl CodeCache {
         let distance = target as i64 - (place + 4) as i64;
         self.arena.patch(place, distance as i32 as u32);
         self.figures.chained += 1;
+    }
+
+    /// Points jumps of blocks of the same region that lead to a block at `from` by its key at the one at `to`
+    /// that has come in its place, or each would be followed by another jump; as far as they were made lately.
+    pub(crate) fn rejoin(&mut self, key: Key, to: u64) {
+        let region = self.region_of(key.pc).and_then(|id| self.regions.get(&id));
+        let Some(region) = region else { return };
+        let mut jumps = SmallVec::<[(u64, u32); 16]>::new();
+        let lately = region.blocks.iter().rev().take(MOST_REJOINED);
+        for block in lately.filter(|block| block.key.counted == key.counted) {
+            let from = self.arena.address(block.offset);
+            jumps.extend(region.translated(block).exits.iter().filter_map(
+                |exit| match exit.leave {
+                    Leave::Direct { target, patch } if target == key.pc => Some((from, patch)),
+                    _ => None,
+                },
+            ));
+        }
+        for (from, patch) in jumps {
+            self.chain(from, patch, to);
+        }
     }
 
     /// Makes a block one that no lookup finds and no jump passes: one store to its tag, one to its entry.

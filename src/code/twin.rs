@@ -9,7 +9,7 @@ use super::arena::{Arena, CHUNK_BYTES};
 use super::cache::CodeCache;
 use super::region::{Key, Source, Wanted};
 use crate::guest::{GuestAddress, PAGE_SIZE};
-use crate::translate::{ENTRY, Extended, Stub, TranslatedBlock};
+use crate::translate::{ENTRY, Exit, Extended, Leave, Stub, TranslatedBlock};
 
 /// Pages that blocks are in.
 const PAGES: u64 = 6;
@@ -205,4 +205,31 @@ proptest! {
         prop_assert_eq!(cache.waiting(), 0);
         prop_assert_eq!(cache.figures().used_bytes, empty);
     }
+}
+
+/// Jumps to a block are pointed at the one that comes in its place, but for those that count their instructions
+/// if it does not.
+#[test]
+fn jumps_to_a_block_are_joined_to_its_successor() {
+    let arena = Arena::new(64 * CHUNK_BYTES, &[0xcc; 64], 1).unwrap();
+    let mut cache = CodeCache::new(arena, [0; Stub::ALL.len()]);
+    let at = |offset: u64, counted| Key { pc: GuestAddress(offset), counted };
+    let region = cache.create((GuestAddress(0), GuestAddress(PAGE_SIZE - 1)));
+    let mut insert = |key: Key, target: u64, version| {
+        let leave = Leave::Direct { target: GuestAddress(target), patch: 8 };
+        let exits = [Exit { offset: 16, leave }];
+        let block = TranslatedBlock { exits: &exits, ..BLOCK };
+        let bytes = source(key, version);
+        cache.insert(region, key, &block, Source { bytes: &bytes, checked: false }, true).unwrap()
+    };
+    let (key, before) = (at(0x100, false), insert(at(0x100, false), 0x200, 0));
+    for (from, counted, target) in
+        [(0x10, false, 0x100), (0x20, true, 0x100), (0x30, false, 0x200), (0x40, false, 0x100)]
+    {
+        insert(at(from, counted), target, 0);
+    }
+    let after = insert(key, 0x300, 1);
+    assert_ne!(before, after);
+    cache.rejoin(key, after);
+    assert_eq!(cache.figures().chained, 2);
 }

@@ -24,6 +24,9 @@ const PATIENT_LEG_LIMIT: Duration = Duration::from_secs(8);
 const WINDOW_BITS: [u32; 2] = [46, 40];
 /// How many machines there are at most.
 const MOST_ROOMS: usize = 8;
+/// Bytes of code memory of each: a case has a few KiB of code, and what is free is used in turn, so that all of it
+/// comes to be resident.
+const CODE_MEMORY: usize = 4 << 20;
 
 /// Hooks that look at everything and do nothing, with which an engine must do as without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,7 +82,7 @@ struct Room {
 
 impl Room {
     fn new(window_bits: u32, hooked: Hooked) -> Result<Self, MachineError> {
-        let machine = Machine::new(window_bits)?;
+        let machine = Machine::with_code_memory(window_bits, CODE_MEMORY)?;
         let hook = match hooked {
             Hooked::Nothing | Hooked::Turns | Hooked::Restless => None,
             Hooked::Memory => Some(machine.hook_memory(.., |_| {})),

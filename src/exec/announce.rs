@@ -110,8 +110,11 @@ impl Vcpu {
         if passing != Some(pc) && breakpoint {
             return Met::Exit(Exit::Breakpoint);
         }
-        let due = self.hooks.as_ref().and_then(|hooks| hooks.due(pc, self.place, true).next());
-        if due.is_some() {
+        let place = self.place;
+        let due = self.hooks.as_ref().is_some_and(|hooks| {
+            hooks.of_arrival(pc, place).chain(hooks.of_instruction(pc, place)).next().is_some()
+        });
+        if due {
             running.release();
             if self.tell(shared, pc, true) {
                 return Met::Exit(Exit::Stopped);
@@ -183,9 +186,10 @@ impl Vcpu {
         self.place.tell(pc);
         let Some(hooks) = self.hooks.take() else { return false };
         let mut context = HookContext { vcpu: self, shared, stop: false };
-        for closure in hooks.due(pc, place, arrival) {
-            closure.with(|call| call(&mut context));
+        if arrival {
+            hooks.of_arrival(pc, place).for_each(|closure| closure.with(|call| call(&mut context)));
         }
+        hooks.of_instruction(pc, place).for_each(|closure| closure.with(|call| call(&mut context)));
         let stop = context.stop;
         self.hooks = Some(hooks);
         stop

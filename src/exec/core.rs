@@ -127,14 +127,19 @@ impl Core {
     /// The translation of `key.pc`: a block that ends at the first branch makes place for one that goes on behind
     /// it.
     fn find_or_lengthen(&mut self, key: Key) -> Found {
-        match self.cache.find(key) {
+        let former = self.cache.find(key);
+        match former {
             Some(host) if !self.ends_early(host) => return Found::At(host),
             Some(_) => {
                 self.cache.invalidate(key);
             }
             None => {}
         }
-        self.translate(key, true)
+        let found = self.translate(key, true);
+        if let (Some(_), Found::At(host)) = (former, &found) {
+            self.cache.rejoin(key, *host);
+        }
+        found
     }
 
     fn ends_early(&self, host: u64) -> bool {

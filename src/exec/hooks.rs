@@ -27,7 +27,7 @@ use std::ops::{Bound, RangeBounds};
 use super::announce::Place;
 use super::hook_context::{HookContext, MemoryAccess};
 use super::trace::Traced;
-use crate::code::sync::{Arc, AtomicBool, Mutex, Ordering, PoisonError};
+use crate::code::sync::{Arc, AtomicBool, FairMutex, Ordering};
 use crate::guest::{GuestAddress, GuestRange, PAGE_SIZE};
 use crate::memory::MapError;
 use crate::translate::{Announced, Recorded, TraceOf};
@@ -157,18 +157,24 @@ impl HookSet {
         self.trace.as_ref().map(|(_, hook)| &*hook.closure)
     }
 
-    /// The closures to be called at `pc`, where control may have arrived, or just goes on.
-    pub(super) fn due(
+    /// The closures to be called at `pc` if control arrives there.
+    pub(super) fn of_arrival(
         &self,
         pc: GuestAddress,
         place: Place,
-        arrival: bool,
     ) -> impl Iterator<Item = &Closure<CodeCall>> {
-        let blocks = if arrival { &self.blocks[..] } else { &[] };
-        let blocks = blocks.iter().filter(move |hook| !place.continues(pc, hook.span));
+        let at = self.blocks.iter().filter(move |hook| hook.span.contains(pc));
+        at.filter(move |hook| !place.continues(pc, hook.span)).map(|hook| &*hook.closure)
+    }
+
+    /// The closures to be called for the instruction at `pc`.
+    pub(super) fn of_instruction(
+        &self,
+        pc: GuestAddress,
+        place: Place,
+    ) -> impl Iterator<Item = &Closure<CodeCall>> {
         let code = if place.is_announced(pc) { &[] } else { &self.code[..] };
-        let due = blocks.chain(code).filter(move |hook| hook.span.contains(pc));
-        due.map(|hook| &*hook.closure)
+        code.iter().filter(move |hook| hook.span.contains(pc)).map(|hook| &*hook.closure)
     }
 
     /// The closures to be called before an access.
@@ -185,18 +191,18 @@ impl HookSet {
 /// What a hook calls, until it is removed.
 pub(super) struct Closure<Call: ?Sized> {
     removed: AtomicBool,
-    call: Mutex<Call>,
+    call: FairMutex<Call>,
 }
 
 impl<Call> Closure<Call> {
     fn new(call: Call) -> Arc<Self> {
-        Arc::new(Self { removed: AtomicBool::new(false), call: Mutex::new(call) })
+        Arc::new(Self { removed: AtomicBool::new(false), call: FairMutex::new(call) })
     }
 }
 
 impl<Call: ?Sized> Closure<Call> {
     pub(super) fn with(&self, work: impl FnOnce(&mut Call)) {
-        let mut call = self.call.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut call = self.call.lock();
         if !self.removed.load(Ordering::Acquire) {
             work(&mut call);
         }

@@ -3,8 +3,9 @@
 //! inline. Backward and indirect ones poll first, so that a request to leave is seen.
 //!
 //! A block to which control comes again and again goes on behind a few conditional branches forward, which
-//! leave it from the side: what it knows of its registers is still true there, and a loop may be one block
-//! though it has such branches in it. (For others that would be twice the work where branches are taken.)
+//! leave it from the side, and where a jump a little forward leads: what it knows of its registers is still
+//! true there, and a loop may be one block though it has such branches in it. (For others that would be twice
+//! the work where branches are taken.) Bytes that such a jump passes count as the block's.
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
@@ -19,6 +20,8 @@ use crate::guest::{GuestAddress, Vendor, decoder};
 
 /// Most branches that leave a block before its end.
 const MOST_SIDE_EXITS: u16 = 4;
+/// Most bytes that a jump passes behind which a block goes on.
+const MOST_PASSED: u64 = 64;
 
 /// A conditional branch that leaves a block whose end is further on.
 pub(super) struct SideExit {
@@ -39,7 +42,7 @@ impl Translator {
     ) -> Result<Flow, NeedsAssist> {
         let end = match class(instruction.code()) {
             Class::Conditional => return self.conditional(work, instruction),
-            Class::Jump => self.jump(work, instruction),
+            Class::Jump => return self.jump(work, instruction),
             Class::CountedBranch => self.counted_branch(work, instruction),
             Class::Call => self.call(work, instruction),
             Class::JumpIndirect => self.jump_indirect(work, instruction),
@@ -69,11 +72,21 @@ impl Translator {
         work.emitter.jump_to_target();
     }
 
-    fn jump(&mut self, work: &mut Work<'_>, instruction: &Instruction) -> Result<(), NeedsAssist> {
+    fn jump(
+        &mut self,
+        work: &mut Work<'_>,
+        instruction: &Instruction,
+    ) -> Result<Flow, NeedsAssist> {
         let target = self.constant_target(work, instruction)?;
+        let passed = work.may_follow(instruction, target);
+        work.ends_early = passed.is_some() && !work.request.again;
+        if let Some(passed) = passed.filter(|_| work.request.again) {
+            work.done += passed;
+            return Ok(Flow::Next);
+        }
         work.pass(instruction);
         self.go_on(work, target);
-        Ok(())
+        Ok(Flow::End)
     }
 
     fn conditional(
@@ -168,6 +181,7 @@ impl Translator {
         let mut instruction = Instruction::default();
         (work.done, work.count, work.passed) = (0, 0, 0);
         while work.count + 1 < count {
+            work.seek(&mut decoder);
             decoder.decode_out(&mut instruction);
             self.instruction(work, &instruction);
         }
@@ -310,9 +324,21 @@ impl Work<'_> {
     /// nothing, one that compares its source would compare what it may not come to, and to go on is no arrival
     /// that could be announced. Backward branches are mostly taken.
     fn may_pass(&self, target: GuestAddress) -> bool {
+        target > self.pc() && self.may_go_on() && self.passed < MOST_SIDE_EXITS
+    }
+
+    /// How many bytes a jump to `target` passes if the block may go on there.
+    fn may_follow(&self, jump: &Instruction, target: GuestAddress) -> Option<u32> {
+        let passed =
+            target.0.checked_sub(jump.next_ip()).filter(|passed| *passed <= MOST_PASSED)?;
+        let offset = self.done as usize + jump.len() + passed as usize;
+        let there = self.is_inside(target) && offset < self.request.code.len();
+        (there && self.may_go_on()).then_some(passed as u32)
+    }
+
+    fn may_go_on(&self) -> bool {
         let whole = self.request.counted || self.request.checked;
-        let forward = target > self.pc();
-        forward && !whole && self.request.announced.is_empty() && self.passed < MOST_SIDE_EXITS
+        !whole && self.request.announced.is_empty()
     }
 
     /// Emits a conditional branch; the place of its displacement.

@@ -29,7 +29,7 @@ mod stack;
 mod string;
 mod vcpu_block;
 
-use iced_x86::{Code, DecoderError, Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{Code, Decoder, DecoderError, Encoder, Instruction, InstructionInfoFactory};
 use smallvec::SmallVec;
 
 pub use announced::{Announced, Recorded, TraceOf};
@@ -236,6 +236,7 @@ impl Translator {
                 self.fall_through(work, pc);
                 return false;
             }
+            work.seek(&mut decoder);
             decoder.decode_out(&mut instruction);
             // What may never be executed is not to have all of the state loaded.
             if work.passed > 0 && extended(instruction.code()) > work.extended {
@@ -374,6 +375,15 @@ impl Work<'_> {
     /// The address of the next instruction.
     fn pc(&self) -> GuestAddress {
         self.request.pc.wrapping_add(u64::from(self.done))
+    }
+
+    /// Has the next instruction decoded, which a jump may have led to.
+    fn seek(&self, decoder: &mut Decoder<'_>) {
+        let done = self.done as usize;
+        if decoder.position() != done {
+            decoder.set_position(done).expect("a block goes on inside of its source");
+            decoder.set_ip(self.pc().0);
+        }
     }
 
     /// The instruction is translated.

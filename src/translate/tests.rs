@@ -70,6 +70,25 @@ fn a_loop_of_its_own_probes_only_in_its_first_pass() {
     assert_eq!(probes(&block), 1);
 }
 
+#[test]
+fn what_is_known_before_a_jump_is_known_where_it_leads() {
+    let block = translate(|code| {
+        let mut over = code.create_label();
+        code.mov(rax, ptr(rdx)).unwrap();
+        code.jmp(over).unwrap();
+        code.db(&[0xcc; 40]).unwrap();
+        code.set_label(&mut over).unwrap();
+        code.add(rax, ptr(rdx + 8)).unwrap();
+        code.lea(rcx, qword_ptr(over)).unwrap();
+        code.hlt().unwrap();
+    });
+    let listing = listing(&block);
+    println!("{}", listing.join("\n"));
+    assert_eq!(probes(&block), 1);
+    // Three bytes of MOV, two of the jump.
+    assert!(listing.iter().any(|line| line.ends_with("mov rcx,40102Dh")));
+}
+
 /// Between the load of a poll's address and the first iteration, a request comes by a signal, which
 /// knows these two instructions.
 #[test]

@@ -1,6 +1,6 @@
-//! Blocks that go on behind branches: made for jumps back, and not for runs that are counted.
+//! Blocks that go on behind branches and jumps: made for jumps back, and not for runs that are counted.
 
-use iced_x86::code_asm::{CodeAssembler, ecx, rbx, rdx};
+use iced_x86::code_asm::{CodeAssembler, byte_ptr, ecx, rax, rbx, rdx};
 use tregion::exec::Exit;
 use tregion::guest::{GuestAddress, Permissions};
 
@@ -87,4 +87,63 @@ fn a_branch_leaves_the_region() {
     guest.machine.protect(range(CODE, 2), Permissions::ReadWriteExecute).unwrap();
     guest.run();
     assert_eq!((guest.vcpu.gpr(RBX), guest.vcpu.gpr(RDX)), (10, 5));
+}
+
+/// 100 passes over a jump forward, behind which bytes of the code are read.
+fn jumps(a: &mut CodeAssembler) {
+    let (mut pass, mut over) = (a.create_label(), a.create_label());
+    let (mut data, mut enter) = (a.create_label(), a.create_label());
+    a.mov(ecx, 100_u32).unwrap();
+    a.jmp(enter).unwrap();
+    a.set_label(&mut pass).unwrap();
+    a.inc(rdx).unwrap();
+    a.jmp(over).unwrap();
+    a.set_label(&mut data).unwrap();
+    // It would be the beginning of a long instruction.
+    a.db(&[0x48, 0xb8, 3]).unwrap();
+    a.set_label(&mut over).unwrap();
+    a.lea(rax, byte_ptr(data)).unwrap();
+    a.movzx(rax, byte_ptr(rax + 2)).unwrap();
+    a.set_label(&mut enter).unwrap();
+    a.add(rbx, rax).unwrap();
+    a.dec(ecx).unwrap();
+    a.jnz(pass).unwrap();
+    a.hlt().unwrap();
+}
+
+/// Where the byte lies that they read: behind MOV, a jump, INC, another jump, and two bytes.
+const READ: GuestAddress = GuestAddress(CODE + 5 + 2 + 3 + 2 + 2);
+
+#[test]
+fn a_block_goes_on_where_a_jump_leads() {
+    let mut guest = guest(jumps);
+    guest.machine.protect(range(CODE, 1), Permissions::ReadWriteExecute).unwrap();
+    guest.run();
+    assert_eq!((guest.vcpu.gpr(RBX), guest.vcpu.gpr(RDX)), (99 * 3, 99));
+    // The loop is one block, entered at its end first.
+    assert_eq!(guest.machine.figures().translations, 3 + 1);
+    // What is passed is the block's too: it is read anew, and so is the code behind it.
+    for byte in [5, 7] {
+        guest.machine.write(READ, &[byte]).unwrap();
+        guest.vcpu.set_state(&tregion::guest::State::default());
+        guest.vcpu.set_rip(GuestAddress(CODE));
+        guest.run();
+        assert_eq!(guest.vcpu.gpr(RBX), 99 * u64::from(byte));
+    }
+}
+
+#[test]
+fn runs_that_count_do_not_come_to_longer_blocks() {
+    let total = 2 + 99 * 7 + 3 + 1;
+    let mut guest = guest(jumps);
+    for _ in 0..3 {
+        for budget in [Some(total), None] {
+            guest.vcpu.set_state(&tregion::guest::State::default());
+            guest.vcpu.set_rip(GuestAddress(CODE));
+            let before = guest.vcpu.executed();
+            assert_eq!(guest.vcpu.run(budget), Exit::Halt);
+            assert_eq!(guest.vcpu.executed() - before, budget.unwrap_or(0));
+            assert_eq!((guest.vcpu.gpr(RBX), guest.vcpu.gpr(RDX)), (99 * 3, 99));
+        }
+    }
 }
