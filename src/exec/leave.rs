@@ -141,7 +141,9 @@ impl Vcpu {
         offset: u32,
         counted: bool,
     ) {
-        let done = block.side_entry(offset).map_or(0, |entry| entry.index);
+        let entry = block.side_entry(offset);
+        let done = entry.map_or(0, |entry| entry.index);
+        self.move_rsp(entry.map_or(0, |entry| entry.recovery.rsp_ahead));
         self.pc = at;
         // Before the first instruction nothing has changed.
         if done > 0 {
@@ -322,8 +324,14 @@ impl Vcpu {
         end
     }
 
-    /// Puts registers that were borrowed back in place.
+    fn move_rsp(&mut self, distance: i16) {
+        let rsp = &mut self.memory.block_mut().gpr[4];
+        *rsp = rsp.wrapping_add_signed(i64::from(distance));
+    }
+
+    /// Puts registers that were borrowed or left behind in place.
     pub(super) fn recover(&mut self, recovery: Recovery) {
+        self.move_rsp(recovery.rsp_ahead);
         let block = self.memory.block_mut();
         for (slot, register) in recovery.spilled.into_iter().enumerate() {
             if let Some(register) = register {

@@ -160,6 +160,8 @@ pub struct Recovery {
     pub spilled: [Option<u8>; 4],
     /// Registers that hold host addresses, by a bit each.
     pub relocated: u16,
+    /// How far the guest's RSP is ahead of the register that it is in.
+    pub rsp_ahead: i16,
     /// Whose work it is.
     pub purpose: Purpose,
 }
@@ -167,7 +169,7 @@ pub struct Recovery {
 impl Recovery {
     /// Every register is where it belongs.
     pub const PLAIN: Self =
-        Self { spilled: [None; 4], relocated: 0, purpose: Purpose::Instruction };
+        Self { spilled: [None; 4], relocated: 0, rsp_ahead: 0, purpose: Purpose::Instruction };
 }
 
 /// From here to the next entry, host code works for one guest instruction.

@@ -161,6 +161,7 @@ impl Translator {
             if !work.polled {
                 work.emitter.poll();
             }
+            work.emitter.settle_stack();
             let again = self.last_branch(work, instruction);
             work.emitter.aim(again, start);
             let kept = assumed.kept_by(&self.known);
@@ -220,14 +221,15 @@ impl Translator {
         self.probe_stack(work);
         let back = instruction.next_ip();
         let emitter = &mut work.emitter;
+        let offset = emitter.at_stack(-8);
         match i32::try_from(back as i64) {
-            Ok(back) => emitter.guest_store_constant(GUEST_RSP, -8, back, 8),
+            Ok(back) => emitter.guest_store_constant(GUEST_RSP, offset, back, 8),
             Err(_) => {
                 emitter.constant(FREE, back);
-                emitter.guest_store(GUEST_RSP, -8, FREE, 8);
+                emitter.guest_store(GUEST_RSP, offset, FREE, 8);
             }
         }
-        emitter.lea(GUEST_RSP, GUEST_RSP, -8);
+        emitter.settle_stack_with(-8);
         work.pass(instruction);
         self.go_on(work, target);
         Ok(())
@@ -275,10 +277,10 @@ impl Translator {
             _ => 8,
         };
         let emitter = &mut work.emitter;
-        emitter.guest_load(FREE, GUEST_RSP, 0, 8);
+        emitter.guest_load(FREE, GUEST_RSP, emitter.at_stack(0), 8);
         emitter.find_target(GuestAddress(instruction.ip()));
         emitter.restore(0);
-        emitter.lea(GUEST_RSP, GUEST_RSP, popped);
+        emitter.settle_stack_with(popped);
         emitter.jump_to_target();
         work.pass(instruction);
         Ok(())

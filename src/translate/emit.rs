@@ -37,7 +37,12 @@ pub(super) struct Emitter {
     index: u16,
     /// How its state is recovered from here on.
     recovery: Recovery,
+    /// How far the guest's RSP is ahead of R15: PUSH and POP do not move it one by one.
+    pub(super) rsp_ahead: i16,
 }
+
+/// How far it may be: displacements of one byte reach as far.
+const MOST_AHEAD: i32 = 96;
 
 impl Default for Emitter {
     /// An empty one, for which no memory is taken yet.
@@ -52,6 +57,7 @@ impl Default for Emitter {
             guest: 0,
             index: 0,
             recovery: Recovery::PLAIN,
+            rsp_ahead: 0,
         }
     }
 }
@@ -65,6 +71,7 @@ impl Emitter {
         self.side_table.clear();
         self.x87_opcodes.clear();
         self.side_exits.clear();
+        self.rsp_ahead = 0;
         self.begin(0, 0);
     }
 
@@ -77,7 +84,41 @@ impl Emitter {
     pub(super) fn begin(&mut self, guest: u32, index: u16) {
         self.guest = guest;
         self.index = index;
-        self.recover(Recovery::PLAIN);
+        self.recover(Recovery { rsp_ahead: self.rsp_ahead, ..Recovery::PLAIN });
+    }
+
+    /// Where the guest's RSP and so many bytes more are, from R15.
+    pub(super) fn at_stack(&self, offset: i32) -> i32 {
+        i32::from(self.rsp_ahead) + offset
+    }
+
+    /// The guest's RSP moves, R15 later.
+    pub(super) fn move_stack(&mut self, distance: i32) {
+        let ahead = self.at_stack(distance);
+        if ahead.abs() > MOST_AHEAD {
+            return self.settle_stack_with(distance);
+        }
+        self.rsp_ahead = ahead as i16;
+    }
+
+    /// R15 is the guest's RSP from here on.
+    pub(super) fn settle_stack(&mut self) {
+        if self.rsp_ahead != 0 {
+            self.settle_stack_with(0);
+        }
+    }
+
+    /// The same, and that moves.
+    pub(super) fn settle_stack_with(&mut self, distance: i32) {
+        let ahead = self.at_stack(distance);
+        dynasm!(self.ops; .arch x64; lea r15, [r15 + ahead]);
+        self.forget_stack();
+    }
+
+    /// R15 has got the guest's RSP.
+    pub(super) fn forget_stack(&mut self) {
+        self.rsp_ahead = 0;
+        self.recover(Recovery { rsp_ahead: 0, ..self.recovery });
     }
 
     /// From here on, the state is recovered so.

@@ -11,6 +11,7 @@ pub(super) struct Mark {
     side_table: usize,
     x87_opcodes: usize,
     side_exits: usize,
+    rsp_ahead: i16,
 }
 
 impl Emitter {
@@ -83,6 +84,7 @@ impl Emitter {
             side_table: self.side_table.len(),
             x87_opcodes: self.x87_opcodes.len(),
             side_exits: self.side_exits.len(),
+            rsp_ahead: self.rsp_ahead,
         }
     }
 
@@ -94,6 +96,7 @@ impl Emitter {
         self.side_table.truncate(mark.side_table);
         self.x87_opcodes.truncate(mark.x87_opcodes);
         self.side_exits.truncate(mark.side_exits);
+        self.rsp_ahead = mark.rsp_ahead;
     }
 
     /// Points the rel32 at `place` at the present end.

@@ -50,6 +50,7 @@ use self::emit::Emitter;
 use self::known::Known;
 use self::operand::{NeedsAssist, number};
 use self::probed::Writes;
+use self::stack::reads_stack_pointer;
 use crate::guest::{GuestAddress, decoder};
 
 /// Most instructions of a block.
@@ -270,6 +271,7 @@ impl Translator {
     /// Goes on at `pc`, where control would have come without a block's end. That is no arrival for whoever
     /// has heard of the block's own, so that the run loop has to see to it.
     fn fall_through(&mut self, work: &mut Work<'_>, pc: GuestAddress) {
+        work.emitter.settle_stack();
         if work.request.announced.continues(work.request.pc, pc) {
             return work.emitter.leave(Stub::Next, Leave::Next { target: pc });
         }
@@ -287,6 +289,9 @@ impl Translator {
         // executed as one.
         let poll = class == Class::Plain && work.is_backward_branch(start + instruction.len());
         let mark = work.emitter.mark();
+        if work.emitter.rsp_ahead != 0 && !work.leaves_stack_behind(instruction, class) {
+            work.emitter.settle_stack();
+        }
         work.record();
         if work.announce() {
             // Whoever is told may change registers.
@@ -396,6 +401,7 @@ impl Work<'_> {
     fn assist(&mut self) {
         let at = self.pc();
         self.emitter.begin(self.done, self.count);
+        self.emitter.settle_stack();
         self.emitter.leave(Stub::Next, Leave::Assist { at });
     }
 
@@ -408,6 +414,7 @@ impl Work<'_> {
         };
         let at = self.pc();
         self.emitter.begin(self.done, self.count);
+        self.emitter.settle_stack();
         self.emitter.constant(emit::FREE, instruction.next_ip());
         self.emitter.store(at::TARGET, emit::FREE);
         self.emitter.leave(stub, Leave::Assist { at });
@@ -416,6 +423,24 @@ impl Work<'_> {
     /// Whether direct jumps may go to `target` without the jump cache.
     fn is_inside(&self, target: GuestAddress) -> bool {
         (self.request.span.0..=self.request.span.1).contains(&target)
+    }
+
+    /// Whether R15 may be behind the guest's RSP in the code of an instruction. Not between one that sets flags
+    /// and a branch, where it would have to be settled: the two are executed as one.
+    fn leaves_stack_behind(&self, instruction: &Instruction, class: Class) -> bool {
+        let knows = match class {
+            Class::Push | Class::Pop | Class::Call | Class::Return | Class::Nop => true,
+            Class::Plain | Class::Lea => !reads_stack_pointer(instruction),
+            _ => false,
+        };
+        let next = self.done as usize + instruction.len();
+        knows && self.request.announced.is_empty() && !self.is_branch(next)
+    }
+
+    /// Whether the bytes at an offset are a conditional branch.
+    fn is_branch(&self, offset: usize) -> bool {
+        let code = self.request.code.get(offset..);
+        matches!(code, Some([0x70..=0x7f, ..] | [0x0f, 0x80..=0x8f, ..]))
     }
 
     /// Whether the bytes at an offset are a conditional branch backwards.

@@ -86,6 +86,7 @@ impl Translator {
     ) {
         let started = work.emitter.offset();
         work.emitter.begin(work.done, work.count);
+        work.emitter.settle_stack();
         work.record();
         work.announce();
         let (at, emitter) = (work.pc(), &mut work.emitter);

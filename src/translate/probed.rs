@@ -19,6 +19,11 @@ pub(super) struct Writes {
 }
 
 impl Translator {
+    /// Whether a register's value is to be probed before it is an address.
+    pub(super) fn wants_probe(&self, register: u8) -> bool {
+        self.known.wants(Address::of(register)) != Wanted::Nothing
+    }
+
     /// Probes the value of a guest register, which is in `home`, unless it is known to be near the window.
     pub(super) fn probe_register(
         &mut self,
@@ -27,7 +32,7 @@ impl Translator {
         home: u8,
         scratch: u8,
     ) {
-        if self.known.wants(Address::of(register)) != Wanted::Nothing {
+        if self.wants_probe(register) {
             emitter.probe(self.probe, home, scratch);
             self.known.note(Address::of(register));
         }

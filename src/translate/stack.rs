@@ -1,5 +1,9 @@
 //! PUSH, POP and their like, spelt out: the guest's RSP is in R15, and memory is the window's. The
 //! store or load comes first and RSP changes after it, so that a fault finds everything as it was.
+//!
+//! R15 is left behind by PUSH, POP, CALL and RET that follow each other, and by what has nothing to do with RSP in
+//! between: each of them would wait for the one before (a processor renames its own RSP). How far is in the side
+//! table ([`Recovery`](super::Recovery)).
 
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code, Instruction, OpKind, Register};
@@ -7,7 +11,9 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 use super::block::{Leave, Stub};
 use super::emit::{Emitter, FREE, GUEST_RSP, RCX};
 use super::loans::Loans;
-use super::operand::{NeedsAssist, address_registers, gpr64, number, set_kind, source};
+use super::operand::{
+    NeedsAssist, address_registers, explicit_registers, gpr64, number, set_kind, source,
+};
 use super::vcpu_block::at;
 use super::{Translator, Work};
 use crate::guest::Flag;
@@ -15,11 +21,14 @@ use crate::guest::Flag;
 impl Translator {
     /// Probes RSP, unless it is known.
     pub(super) fn probe_stack(&mut self, work: &mut Work<'_>) {
+        if self.wants_probe(4) {
+            work.emitter.settle_stack();
+        }
         self.probe_register(&mut work.emitter, 4, GUEST_RSP, FREE);
     }
 
     fn move_stack(&mut self, work: &mut Work<'_>, distance: i32) {
-        work.emitter.lea(GUEST_RSP, GUEST_RSP, distance);
+        work.emitter.move_stack(distance);
         self.known.moved(4, 4, i64::from(distance));
     }
 
@@ -34,8 +43,11 @@ impl Translator {
             C::Push_r16 | C::Push_rm16 | C::Push_imm16 | C::Pushw_imm8
         );
         let bytes: u8 = if narrow { 2 } else { 8 };
-        let offset = -i32::from(bytes);
         self.probe_stack(work);
+        if reads_stack_pointer(instruction) {
+            work.emitter.settle_stack();
+        }
+        let offset = work.emitter.at_stack(-i32::from(bytes));
         match instruction.op0_kind() {
             OpKind::Register => {
                 let source = source(&mut work.emitter, number(instruction.op0_register()));
@@ -52,7 +64,7 @@ impl Translator {
                 work.emitter.guest_store_constant(GUEST_RSP, offset, value, bytes);
             }
         }
-        self.move_stack(work, offset);
+        self.move_stack(work, -i32::from(bytes));
         Ok(())
     }
 
@@ -72,9 +84,11 @@ impl Translator {
         }
         self.probe_stack(work);
         let emitter = &mut work.emitter;
+        let offset = emitter.at_stack(0);
         match register {
             4 => {
-                emitter.guest_load(GUEST_RSP, GUEST_RSP, 0, 8);
+                emitter.guest_load(GUEST_RSP, GUEST_RSP, offset, 8);
+                emitter.forget_stack();
                 self.known.forget(4);
                 return Ok(());
             }
@@ -82,10 +96,10 @@ impl Translator {
                 if narrow {
                     emitter.load(FREE, at::gpr(register));
                 }
-                emitter.guest_load(FREE, GUEST_RSP, 0, bytes);
+                emitter.guest_load(FREE, GUEST_RSP, offset, bytes);
                 emitter.store(at::gpr(register), FREE);
             }
-            _ => emitter.guest_load(register, GUEST_RSP, 0, bytes),
+            _ => emitter.guest_load(register, GUEST_RSP, offset, bytes),
         }
         self.known.forget(register);
         self.move_stack(work, i32::from(bytes));
@@ -111,6 +125,7 @@ impl Translator {
                 return Err(NeedsAssist);
             }
         }
+        work.emitter.settle_stack();
         self.probe_stack(work);
         self.probe_operand(&mut work.emitter, &operand);
         work.emitter.guest_load(FREE, GUEST_RSP, 0, bytes);
@@ -182,4 +197,9 @@ impl Translator {
         moved.set_op0_register(if narrow { Register::R14W } else { gpr64(FREE) });
         self.move_memory_only(emitter, instruction, moved, loans)
     }
+}
+
+/// Whether one of the registers that an instruction names is RSP, by itself or in an address.
+pub(super) fn reads_stack_pointer(instruction: &Instruction) -> bool {
+    (explicit_registers(instruction) | address_registers(instruction)) >> 4 & 1 != 0
 }

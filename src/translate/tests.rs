@@ -89,6 +89,27 @@ fn what_is_known_before_a_jump_is_known_where_it_leads() {
     assert!(listing.iter().any(|line| line.ends_with("mov rcx,40102Dh")));
 }
 
+#[test]
+fn pushes_and_pops_move_the_stack_pointer_once() {
+    let block = translate(|code| {
+        for register in [rbx, rbp, r12, r14] {
+            code.push(register).unwrap();
+        }
+        code.mov(rbx, rdi).unwrap();
+        code.lea(rdi, ptr(rsp + 8)).unwrap();
+        for register in [r14, r12, rbp, rbx] {
+            code.pop(register).unwrap();
+        }
+        code.ret().unwrap();
+    });
+    let listing = listing(&block);
+    println!("{}", listing.join("\n"));
+    let moves = listing.iter().filter(|line| line.contains("lea r15,")).count();
+    // Before it is read, and by the return.
+    assert_eq!(moves, 2);
+    assert_eq!(probes(&block), 1);
+}
+
 /// Between the load of a poll's address and the first iteration, a request comes by a signal, which
 /// knows these two instructions.
 #[test]
