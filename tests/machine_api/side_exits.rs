@@ -134,16 +134,17 @@ fn a_block_goes_on_where_a_jump_leads() {
 
 #[test]
 fn runs_that_count_do_not_come_to_longer_blocks() {
-    let total = 2 + 99 * 7 + 3 + 1;
-    let mut guest = guest(jumps);
-    for _ in 0..3 {
-        for budget in [Some(total), None] {
-            guest.vcpu.set_state(&tregion::guest::State::default());
-            guest.vcpu.set_rip(GuestAddress(CODE));
-            let before = guest.vcpu.executed();
-            assert_eq!(guest.vcpu.run(budget), Exit::Halt);
-            assert_eq!(guest.vcpu.executed() - before, budget.unwrap_or(0));
-            assert_eq!((guest.vcpu.gpr(RBX), guest.vcpu.gpr(RDX)), (99 * 3, 99));
-        }
+    let total = 1 + 100 * (4 * 3 + 2) + 3 * bits() + 1;
+    let mut guest = guest(skips);
+    // The last run's blocks are counted ones again, chained in the first; the loop was made longer in between.
+    for (start, budget) in [(CODE, Some(total)), (CODE + 5, None), (CODE, Some(total))] {
+        guest.vcpu.set_state(&tregion::guest::State::default());
+        guest.vcpu.set_rip(GuestAddress(start));
+        guest.vcpu.set_gpr(RCX, 100);
+        let before = guest.vcpu.executed();
+        assert_eq!(guest.vcpu.run(budget), Exit::Halt);
+        assert_eq!(guest.vcpu.executed() - before, budget.unwrap_or(0));
+        assert_eq!((guest.vcpu.gpr(RBX), guest.vcpu.gpr(RDX)), (3 * bits(), 400));
     }
+    assert_eq!(guest.machine.figures().blocks_invalidated, 1);
 }
