@@ -4,7 +4,7 @@
 use super::{Action, Case, Mapping, ObjectId, Trigger};
 use crate::guest::{
     Flag, GuestAddress, GuestRange, PAGE_SIZE, PKRU_DEFAULT, RFLAGS_ALWAYS_ONE, RFLAGS_USER,
-    RangeError, Selectors,
+    RangeError, Selectors, mxcsr_mask,
 };
 
 /// The most bytes that the objects of one case may have together.
@@ -99,7 +99,7 @@ impl Case {
         if state.pkru != PKRU_DEFAULT {
             return Err(Invalid::Fixed("pkru"));
         }
-        if state.mxcsr & 0xffff_0000 != 0 {
+        if state.mxcsr & !mxcsr_mask() != 0 {
             return Err(Invalid::Reserved("mxcsr", u64::from(state.mxcsr)));
         }
         if state.x87.opcode & 0xf800 != 0 {

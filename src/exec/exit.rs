@@ -82,6 +82,7 @@ pub(super) mod vector {
     pub(crate) const SS: u8 = 12;
     pub(crate) const GP: u8 = 13;
     pub(crate) const PF: u8 = 14;
+    pub(crate) const MF: u8 = 16;
     pub(crate) const AC: u8 = 17;
     /// No vector of the processor: a repeated string instruction was interrupted between two iterations.
     pub(crate) const INTERRUPTED: u8 = 255;

@@ -1,7 +1,7 @@
 //! A vCPU's registers, as its host reads and sets them between runs and in hooks.
 
 use super::vcpu::Vcpu;
-use crate::guest::{Flag, GuestAddress, RFLAGS_ALWAYS_ONE, RFLAGS_USER, State};
+use crate::guest::{Flag, GuestAddress, RFLAGS_ALWAYS_ONE, RFLAGS_USER, State, mxcsr_mask};
 
 /// Bits of RFLAGS that user code can read but not change: the one that is always set, and IF.
 const FIXED: u64 = RFLAGS_ALWAYS_ONE | Flag::IF.mask();
@@ -37,7 +37,7 @@ impl Vcpu {
         block.fs_base = state.fs_base;
         block.gs_base = state.gs_base;
         xstate.store(state, &mut block.xsave.0);
-        let mxcsr = state.mxcsr & 0xffff;
+        let mxcsr = state.mxcsr & mxcsr_mask();
         block.xsave.0[24..28].copy_from_slice(&mxcsr.to_le_bytes());
         self.set_rflags(state.rflags);
     }

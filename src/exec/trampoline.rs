@@ -15,7 +15,7 @@
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
-use crate::guest::{Flag, RFLAGS_STATUS};
+use crate::guest::{Flag, RFLAGS_STATUS, Xstate};
 use crate::translate::{Extended, Stub, at};
 
 /// Code of the prelude and what lies where in it.
@@ -188,6 +188,7 @@ fn emit_exit(code: &mut Code) {
     );
     if optimised {
         dynasm!(code; .arch x64; xsaveopt64 [rsp + at::XSAVE]);
+        forget_stale_halves(code);
     } else {
         dynasm!(code; .arch x64; xsave64 [rsp + at::XSAVE]);
     }
@@ -214,4 +215,25 @@ fn emit_exit(code: &mut Code) {
         ; pop rbx
         ; ret
     );
+}
+
+/// Where XSAVEOPT has left out the upper halves of YMM registers, since they are zero, and has not left out those of
+/// ZMM registers, AMD's processors take the former for in use and not modified when an SSE instruction follows the
+/// next XRSTOR, and then XSAVEOPT does not store them either (measured on Zen 4): so they are to be zero here too.
+fn forget_stale_halves(code: &mut Code) {
+    let Some(halves) = Xstate::of_this_host().avx_beside_zmm() else { return };
+    const AVX_AND_ZMM: i32 = 1 << 2 | 1 << 6;
+    const ZMM: i32 = 1 << 6;
+    dynasm!(code
+        ; .arch x64
+        ; mov eax, [rsp + at::XSAVE + XSTATE_BV]
+        ; and eax, AVX_AND_ZMM
+        ; cmp eax, ZMM
+        ; jne ->whole
+        ; vxorps xmm0, xmm0, xmm0
+    );
+    for half in 0..8 {
+        dynasm!(code; .arch x64; vmovups [rsp + at::XSAVE + halves as i32 + half * 32], ymm0);
+    }
+    dynasm!(code; .arch x64; ->whole:);
 }

@@ -25,6 +25,17 @@ impl Vendor {
     }
 }
 
+/// The bits of MXCSR that this host has: AMD's processors have one more, by which SSE's operands need not be
+/// aligned (AMD64 manual volume 1, "MXCSR Register").
+pub(crate) fn mxcsr_mask() -> u32 {
+    static MASK: LazyLock<u32> = LazyLock::new(|| {
+        let misaligned =
+            __cpuid(0x8000_0000).eax >= 0x8000_0001 && has(__cpuid(0x8000_0001).ecx, 7);
+        0xffff | u32::from(misaligned) << 17
+    });
+    *MASK
+}
+
 /// A set of [`CpuidFeature`], and whose processor has it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct HostFeatures {

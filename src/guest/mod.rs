@@ -16,6 +16,7 @@ pub(crate) use decoder::{
     with_ignored_bits,
 };
 pub use flags::{Flag, RFLAGS_ALWAYS_ONE, RFLAGS_DEFAULT, RFLAGS_STATUS, RFLAGS_USER};
+pub(crate) use host_features::mxcsr_mask;
 pub use host_features::{HostFeatures, Vendor};
 pub use permissions::Permissions;
 pub use state::{

@@ -79,6 +79,14 @@ impl X87 {
     pub fn top(&self) -> usize {
         usize::from(self.status >> 11 & 7)
     }
+
+    /// Whether an exception waits for the next instruction that looks for such: one that was noted and is not
+    /// masked.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        const EXCEPTIONS: u16 = 0x3f;
+        self.status & !self.control & EXCEPTIONS != 0
+    }
 }
 
 /// The visible parts of the segment registers, in encoding order: ES CS SS DS FS GS.

@@ -103,6 +103,11 @@ impl Xstate {
         self.pkru
     }
 
+    /// Where the upper halves of YMM registers lie in an area, if there are ZMM registers.
+    pub(crate) fn avx_beside_zmm(&self) -> Option<usize> {
+        self.avx.filter(|_| self.zmm_high.is_some())
+    }
+
     /// The components that XRSTOR is to load, as its mask.
     pub(crate) fn components(&self) -> u64 {
         let optional = self.optional().into_iter().filter(|(_, offset, _)| offset.is_some());

@@ -226,3 +226,47 @@ fn upper_halves_that_are_zero_are_not_what_was_there_before() {
         assert_eq!(guest.vcpu.state().vector, sparse.vector, "{number}");
     }
 }
+
+/// What XSAVEOPT leaves out is not what the guest had before. Here the upper halves of YMM are zero and those of ZMM
+/// are not when the first run ends, and an SSE instruction follows.
+#[test]
+fn upper_halves_that_became_zero_stay_zero() {
+    if !HostFeatures::detect().has(iced_x86::CpuidFeature::AVX512F) {
+        return;
+    }
+    let mut guest = guest(|a| a.hlt().unwrap());
+    let zeroing = bytes(|a| {
+        a.vzeroupper().unwrap();
+        a.vshufi32x4(zmm4, zmm0, zmm3, 0).unwrap();
+        a.vpxord(xmm5, xmm5, xmm5).unwrap();
+    });
+    let sse = bytes(|a| a.pslld(xmm9, xmm9).unwrap());
+    let mut state = State::default();
+    state.vector[3][1] = 1;
+    state.vector[15][3] = 1;
+    guest.vcpu.set_state(&state);
+    for code in [&zeroing, &sse, &sse] {
+        run(&mut guest, code);
+        assert_eq!(guest.vcpu.state().vector[15], [0; 8]);
+        assert_eq!(guest.vcpu.state().vector[4], [0, 0, 0, 0, 0, 1, 0, 1]);
+    }
+}
+
+/// AMD's processors have a bit of MXCSR that lets operands of SSE instructions be misaligned.
+#[test]
+fn all_bits_of_mxcsr_that_there_are_can_be_set() {
+    const MISALIGNED: u32 = 1 << 17;
+    let mut guest = guest(|a| a.hlt().unwrap());
+    let mut state = State { mxcsr: 0xffff_dfbf | MISALIGNED, ..State::default() };
+    guest.vcpu.set_state(&state);
+    let kept = guest.vcpu.state().mxcsr;
+    assert_eq!(kept & !MISALIGNED, 0xdfbf);
+    run(&mut guest, &bytes(|a| a.addps(xmm0, xmm0).unwrap()));
+    assert_eq!(guest.vcpu.state().mxcsr, kept);
+    state.gpr[RDI] = DATA + 1;
+    guest.vcpu.set_state(&state);
+    let code = bytes(|a| a.addps(xmm0, xmmword_ptr(rdi)).unwrap());
+    guest.machine.write(GuestAddress(OTHER), &code).unwrap();
+    guest.vcpu.set_rip(GuestAddress(OTHER));
+    assert_eq!(guest.vcpu.run(None) == Exit::Halt, kept & MISALIGNED != 0);
+}

@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::exec::access::Access;
-use crate::exec::exit::Exit;
+use crate::exec::exit::{Exit, vector};
 use crate::exec::shared::Locked;
 use crate::exec::step::{Undone, not_canonical};
 use crate::exec::vcpu::Vcpu;
@@ -214,6 +214,9 @@ impl Vcpu {
             GuestAddress(base.wrapping_add(offset.wrapping_add(index as u64) & mask))
         };
         if instruction.op1_register().is_mm() {
+            if self.state().x87.is_pending() {
+                return Err(Exit::exception(vector::MF).into());
+            }
             self.enter_mmx();
         }
         let bytes = |register: Register| -> Vec<u8> {
